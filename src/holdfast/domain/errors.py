@@ -1,0 +1,79 @@
+"""Every error that Holdfast raises.
+
+    HoldfastError
+    +-- ScopeEnded                   carries `.cause`
+    |   +-- DeadlineExceeded         also a TimeoutError: the limit of a scope is spent
+    |   |   +-- InsufficientBudget   not begun: what is left cannot suffice
+    |   +-- Cancelled                a scope was cancelled for another reason
+    +-- UsageError                   also a RuntimeError: the call itself is wrong
+    +-- ConfigError                  also a ValueError: a setting is wrong, with its path
+
+Cancellation while it travels is always `asyncio.CancelledError`, as the event loop demands; the
+errors here appear where a scope ends, and only there.
+"""
+
+from __future__ import annotations
+
+from holdfast.domain.cause import Cause
+
+__all__ = [
+    "Cancelled",
+    "ConfigError",
+    "DeadlineExceeded",
+    "HoldfastError",
+    "InsufficientBudget",
+    "ScopeEnded",
+    "UsageError",
+]
+
+
+class HoldfastError(Exception):
+    """Root of all errors that Holdfast raises."""
+
+
+class ScopeEnded(HoldfastError):
+    """A scope ended before its work did. `cause` says who, why, when and on which hop."""
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return self.cause.line()
+
+
+class DeadlineExceeded(ScopeEnded, TimeoutError):
+    """The limit of a scope is spent. A `TimeoutError`, so `except TimeoutError` sees it."""
+
+    # OSError, a base of TimeoutError, has a __str__ of its own that comes first in C.
+    def __str__(self) -> str:
+        return self.cause.line()
+
+
+class InsufficientBudget(DeadlineExceeded):
+    """Work was refused before it began, because what is left of the limit cannot suffice."""
+
+
+class Cancelled(ScopeEnded):
+    """A scope was cancelled, and not by its deadline."""
+
+
+class UsageError(HoldfastError, RuntimeError):
+    """The call itself is wrong: a scope entered twice, used from another thread, and the like."""
+
+
+class ConfigError(HoldfastError, ValueError):
+    """A setting is wrong.
+
+    Attributes:
+        path: where the setting is, for example `timeouts.request`.
+        problem: what is wrong with it and what to write instead.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" if self.path else self.problem

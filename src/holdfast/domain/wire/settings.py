@@ -1,0 +1,31 @@
+"""The settings of the wire, in one frozen object, as configuration gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast.domain.wire.budget import DEFAULT_HEADERS, BudgetHeaders
+from holdfast.domain.wire.stage import STAGE_HEADER
+
+__all__ = ["DEFAULT_WIRE", "WireSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class WireSettings:
+    """Which headers are read and sent, and how far what they say is believed.
+
+    Attributes:
+        headers: headers of the time left.
+        stage_header: header of the release stage, lower-case.
+        trust_stage: whether an inbound stage is believed; only behind a proxy that sets it.
+        sample: ratio of new traces to sample, 0 to 1.
+    """
+
+    headers: BudgetHeaders = DEFAULT_HEADERS
+    stage_header: str = STAGE_HEADER
+    trust_stage: bool = False
+    sample: float = 1.0
+
+
+DEFAULT_WIRE: Final = WireSettings()

@@ -1,0 +1,56 @@
+"""The one clock and the one source of randomness.
+
+A loop may bring its own time: when it has a `monotonic` method (the virtual loop of
+`holdfast.testing` does), scopes on it use that. `loop.time()` itself will not do, because uvloop
+answers with the time at which the current iteration began, cut to milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Final, cast
+
+from holdfast.domain.instant import Instant
+
+__all__ = ["clock_of", "fresh_span_id", "fresh_trace_id", "monotonic", "wall_time"]
+
+monotonic: Final[Callable[[], Instant]] = time.monotonic
+"""The process clock: seconds since an unspecified origin, unmoved by changes of the wall clock."""
+
+wall_time: Final[Callable[[], float]] = time.time
+"""Seconds since the epoch: for people and files, never for deadlines."""
+
+_dice: Final = random.SystemRandom()
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], Instant]:
+    """The clock that scopes on `loop` use."""
+    own = getattr(loop, "monotonic", None)
+    return cast("Callable[[], Instant]", own) if callable(own) else monotonic
+
+
+def _seeded() -> Callable[[int], int]:
+    # A private generator, seeded by the system: ids need to be unique, not secret, and one draw
+    # costs a tenth of a read from the system.
+    return random.Random(_dice.getrandbits(256)).getrandbits
+
+
+_draw: Callable[[int], int] = _seeded()
+
+
+def _reseed() -> None:
+    global _draw  # noqa: PLW0603 - a forked child must not repeat the ids of its parent
+    _draw = _seeded()
+
+
+def fresh_trace_id() -> str:
+    """A new trace id: 32 lower-case hex digits, never all zero."""
+    return "%032x" % (_draw(128) or 1)
+
+
+def fresh_span_id() -> str:
+    """A new span id: 16 lower-case hex digits, never all zero."""
+    return "%016x" % (_draw(64) or 1)

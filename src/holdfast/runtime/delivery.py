@@ -1,0 +1,209 @@
+"""How a cancellation reaches the tasks.
+
+Rule 1. Once per task: the outermost cancelled scope that a task hosts is the one that cancels it.
+Rule 2. Not a task that somebody else is cancelling already: a second cancel would break its clean-up.
+Rule 3. Not a task that has already got what it waited for and has not run since: it would lose it
+        (a connection that a pool just handed over). It gets a few turns of the loop to move on.
+Rule 4. Not through an anyio shield: it waits until the shield ends, and no longer than a bound.
+        A shield that guards a worker thread is waited for without a bound, since the thread cannot
+        be stopped and its place must not be given away.
+Rule 5. A scope that is still open a while after the delivery gets it again, three times at most,
+        and is reported with the place where it waits.
+Rule 6. A mass cancellation is cut into slices, one per turn of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.tree import Node
+from holdfast.runtime.shields import frames_of, in_worker_thread, shielded_within
+
+if TYPE_CHECKING:
+    from holdfast.runtime.scope import Scope
+
+__all__ = ["CLEANUP_GRACE", "REDELIVERIES", "SHIELD_BOUND", "Delivery"]
+
+CLEANUP_GRACE: Final[Duration] = 0.5
+"""Seconds that a cancelled block may clean up before it is cancelled again (then twice, four times
+as long)."""
+
+REDELIVERIES: Final = 3
+SHIELD_BOUND: Final[Duration] = 1.0
+"""Seconds that a delivery waits for an anyio shield to end."""
+
+_SLICE: Final = 500
+_TURNS: Final = 32
+_POLL_FIRST: Final[Duration] = 0.001
+_POLL_LAST: Final[Duration] = 0.05
+
+
+class _Waiting:
+    """One delivery under way."""
+
+    __slots__ = ("begun", "poll", "scope", "turns")
+
+    def __init__(self, scope: Scope, begun: Instant) -> None:
+        self.scope = scope
+        self.begun = begun
+        self.turns = 0
+        self.poll = _POLL_FIRST
+
+
+class Delivery:
+    """The cancellations under way on one loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], Instant],
+        alarm: Callable[[Instant, Callable[[], object]], None],
+        swallowed: Callable[[Scope, Duration, tuple[str, ...]], None],
+    ) -> None:
+        self._loop = loop
+        self._now = now
+        self._alarm = alarm
+        self._swallowed = swallowed
+        self._walks: deque[Iterator[Node]] = deque()
+        self._again: deque[_Waiting] = deque()
+        self._watched: deque[tuple[Instant, Scope]] = deque()
+        self._pumping = False
+
+    def reach(self, scope: Scope) -> None:
+        """Deliver the cancellation of `scope` to its own task and to all tasks below it."""
+        self._walks.append(scope.below())
+        if asyncio.current_task(self._loop) is None:
+            self._pump()  # called by the loop: nobody runs who could be hit in the middle
+        else:
+            self._schedule()
+
+    def owed(self, scope: Scope) -> None:
+        """Deliver to `scope` alone, soon: a cancellation had to wait and its time has come."""
+        self._again.append(_Waiting(scope, self._now()))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        left = _SLICE
+        for _ in range(min(len(self._again), left)):
+            self._try(self._again.popleft())
+            left -= 1
+        now = self._now()
+        while left > 0 and self._walks:
+            for node in self._walks[0]:
+                left -= 1
+                self._visit(node, now)
+                if left <= 0:
+                    break
+            else:
+                self._walks.popleft()
+        if self._walks or self._again:
+            self._schedule()
+
+    def _visit(self, node: Node, now: Instant) -> None:
+        scope: Any = node
+        if node.shielded and node.cause is None:
+            scope.shorten(now)
+            return
+        task = scope.task
+        # Rule 1: what its parent hosts in the same task is cancelled with it.
+        if task is None or (node.cause is None and getattr(node.parent, "task", None) is task):
+            return
+        self._deliver(scope, now, None)
+
+    def _try(self, waiting: _Waiting) -> None:
+        scope = waiting.scope
+        if scope.outcome is None and scope.delivered == 0:
+            self._deliver(scope, self._now(), waiting)
+
+    def _deliver(self, scope: Scope, now: Instant, waiting: _Waiting | None) -> None:
+        task = scope.task
+        if task is None or task.done() or scope.deaf:
+            return
+        begun = now if waiting is None else waiting.begun
+        if scope.shields or scope.suspended_in_generator():
+            return self._later(scope, waiting, now)
+        if task.cancelling() > scope.baseline and now - begun < CLEANUP_GRACE:
+            return self._later(scope, waiting, now)
+        if shielded_within(task, scope.mark):
+            if now - begun < SHIELD_BOUND or in_worker_thread(task):
+                return self._later(scope, waiting, now)
+        elif not _may_cancel(task) and (waiting is None or waiting.turns < _TURNS):
+            again = waiting or _Waiting(scope, now)
+            again.turns += 1
+            self._again.append(again)
+            return self._schedule()
+        scope.delivered += 1
+        task.cancel(scope.reached())
+        self._watch(scope, now)
+        return None
+
+    def _later(self, scope: Scope, waiting: _Waiting | None, now: Instant) -> None:
+        again = waiting or _Waiting(scope, now)
+        again.turns = 0
+        again.poll = min(again.poll * 2, _POLL_LAST)
+        self._alarm(now + again.poll, lambda: self._try(again))
+
+    # -- rule 5 ----------------------------------------------------------------------------------
+
+    def _watch(self, scope: Scope, now: Instant) -> None:
+        # The wait is the same for all, so a queue does: one alarm for its head.
+        self._watched.append((now + CLEANUP_GRACE, scope))
+        if len(self._watched) == 1:
+            self._alarm(now + CLEANUP_GRACE, self._look)
+
+    def _look(self) -> None:
+        now = self._now()
+        while self._watched and self._watched[0][0] <= now:
+            _, scope = self._watched.popleft()
+            if scope.outcome is None:
+                self._remind(scope, now - CLEANUP_GRACE, 1)
+        if self._watched:
+            self._alarm(self._watched[0][0], self._look)
+
+    def _remind(self, scope: Scope, delivered_at: Instant, nth: int) -> None:
+        task = scope.task
+        if scope.outcome is not None or task is None or task.done() or scope.deaf:
+            return
+        now = self._now()
+        if scope.shields or scope.suspended_in_generator() or shielded_within(task, scope.mark):
+            # Clean-up under a shield is no breach, and a shield has a bound of its own.
+            self._alarm(now + CLEANUP_GRACE, lambda: self._remind(scope, delivered_at, nth))
+            return
+        self._swallowed(scope, now - delivered_at, stack_of(task))
+        scope.delivered += 1
+        task.cancel(scope.reached())
+        if nth < REDELIVERIES:
+            wait = CLEANUP_GRACE * 2**nth
+            self._alarm(now + wait, lambda: self._remind(scope, delivered_at, nth + 1))
+
+
+def _may_cancel(task: asyncio.Task[Any]) -> bool:
+    """Whether `task` waits for something that has not happened yet, or has not begun."""
+    for _ in range(16):
+        waiter = getattr(task, "_fut_waiter", None)
+        if waiter is None:
+            coro = task.get_coro()
+            return not getattr(coro, "cr_suspended", True)
+        if waiter.done():
+            return False
+        if not isinstance(waiter, asyncio.Task):
+            return True
+        task = waiter
+    return True
+
+
+def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
+    """Where `task` waits, outermost frame first, as `file:line function`."""
+    return tuple(
+        f"{code.co_filename}:{line} {code.co_qualname}" for code, line in frames_of(task.get_coro())
+    )

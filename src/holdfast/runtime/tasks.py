@@ -1,0 +1,211 @@
+"""Structured children and detached work: the only places that create tasks for others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, TypeVar
+
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import ScopeEnded, UsageError
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.tree import Node
+from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.scope import AMBIENT, Scope
+
+__all__ = ["TaskGroup", "detach", "spawn", "tasks"]
+
+T = TypeVar("T")
+
+
+def spawn(
+    coro: Coroutine[Any, Any, T],
+    *,
+    name: str,
+    parent: Node,
+    driver: Driver,
+    seconds: Duration = NEVER,
+    origin: Scope | None = None,
+) -> tuple[asyncio.Task[T], Scope]:
+    """Run `coro` in a task of its own, under a scope of its own below `parent`.
+
+    The scope exists before the task has taken its first step, so a cancellation finds it; it closes
+    when the task is done.
+
+    Raises:
+        ScopeEnded: `parent` is cancelled or spent; `coro` is closed and never runs.
+    """
+    outer = AMBIENT.get()
+    scope = Scope(name)
+    scope.driver = driver
+    if origin is not None:
+        scope.carried, scope.origin = origin.carried, origin.path
+    elif outer is not None:
+        scope.carried = outer.carried
+    now = driver.now()
+    refusal = scope.open(parent, now, now + seconds)
+    if refusal is not None:
+        coro.close()
+        raise scope.refused(refusal, parent, now)
+    context = contextvars.copy_context()
+    context.run(AMBIENT.set, scope)
+    task = driver.loop.create_task(coro, name=name, context=context)
+    scope.task = task
+    if scope.tightens:
+        driver.timers.add(scope, scope.limit)
+    task.add_done_callback(scope.task_done)
+    return task, scope
+
+
+def detach(
+    coro: Coroutine[Any, Any, T], *, name: str = "detached", timeout: Duration = NEVER
+) -> asyncio.Task[T]:
+    """Run `coro` beyond the request: it keeps identity and stage, but not deadline or cancellation.
+
+    It runs under the scope of the process, with a link to where it came from, and is kept alive
+    until it is done. `timeout` is its own budget in seconds; when that is spent the task is cancelled.
+
+    Raises:
+        RuntimeError: no loop is running.
+    """
+    driver = driver_of(asyncio.get_running_loop())
+    task, _ = spawn(
+        coro, name=name, parent=driver.root, driver=driver, seconds=timeout, origin=AMBIENT.get()
+    )
+    driver.kept.add(task)
+    task.add_done_callback(driver.kept.discard)
+    return task
+
+
+def tasks(name: str = "tasks", *, seconds: Duration = NEVER) -> TaskGroup:
+    """A group of children that are all done when its block ends.
+
+    When one fails the others are cancelled with the cause `sibling_failed`, and the block raises an
+    `ExceptionGroup` of what failed.
+    """
+    return TaskGroup(name, seconds)
+
+
+class TaskGroup:
+    """Structured children; see `tasks`."""
+
+    def __init__(self, name: str, seconds: Duration) -> None:
+        self.scope = Scope(name, seconds)
+        self._open = False
+        self._children: set[asyncio.Task[Any]] = set()
+        self._errors: list[BaseException] = []
+        self._idle: asyncio.Future[None] | None = None
+
+    def start(self, coro: Coroutine[Any, Any, T], *, name: str = "") -> asyncio.Task[T]:
+        """Run `coro` as a child of the group.
+
+        Raises:
+            UsageError: the group's block has not begun or has ended.
+            ScopeEnded: the group is cancelled or its limit is spent; `coro` never runs.
+        """
+        if not self._open:
+            coro.close()
+            raise UsageError(f"task group '{self.scope.name}' is not open, so nothing can start in it")
+        label = name or getattr(coro, "__name__", "child")
+        task, _ = spawn(coro, name=label, parent=self.scope, driver=self.scope.driver)
+        self._children.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def cancel(self, detail: str = "") -> bool:
+        """Cancel every child and the block itself; see `Scope.cancel`."""
+        return self.scope.cancel(detail)
+
+    async def __aenter__(self) -> TaskGroup:
+        await self.scope.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is not None:
+            self._abort(exc)
+        cancelled = await self._drain()
+        self._open = False
+        if exc is None or isinstance(exc, asyncio.CancelledError):
+            self._leave(exc or cancelled)
+        elif self._is_own_end(exc):
+            self.scope.leave(exc)
+        else:
+            self._errors.insert(0, exc)
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
+        failed, self._errors = self._errors, []
+        ended: ScopeEnded | None = None
+        try:
+            self.scope.leave(None if failed else exc)
+        except ScopeEnded as error:
+            ended = error
+        if failed:
+            raise self._group(failed) from ended
+        if ended is not None:
+            raise ended from exc
+        if isinstance(exc, asyncio.CancelledError):
+            raise exc
+
+    def _group(self, failed: list[BaseException]) -> BaseException:
+        for error in failed:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                return error
+        task = self.scope.task
+        if task is not None and task.cancelling() > self.scope.baseline:
+            # Somebody else cancelled us as well; the group must not hide it, nor the count change.
+            task.uncancel()
+            task.cancel()
+        return BaseExceptionGroup(f"task group '{self.scope.name}' failed", failed)
+
+    async def _drain(self) -> asyncio.CancelledError | None:
+        """Wait for the children. The cancellation that came meanwhile, if any."""
+        cancelled: asyncio.CancelledError | None = None
+        # The children are what is waited for; a cancellation of the group itself need not wake us.
+        self.scope.deaf = True
+        while self._children:
+            self._idle = self.scope.driver.loop.create_future()
+            try:
+                await self._idle
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                self._abort(exc)
+        self._idle = None
+        self.scope.deaf = False
+        return cancelled
+
+    def _abort(self, exc: BaseException) -> None:
+        """Cancel the children, unless a cancellation has reached them already."""
+        scope = self.scope
+        if scope.reached() is not None:
+            return
+        if isinstance(exc, asyncio.CancelledError):
+            cause = scope.cause_of(CauseKind.PARENT, scope.driver.now(), "the task was cancelled")
+        else:
+            what = f"the block raised {exc!r}"
+            cause = scope.cause_of(CauseKind.SIBLING, scope.driver.now(), what)
+        scope.driver.begin(scope, cause)
+
+    def _is_own_end(self, exc: BaseException) -> bool:
+        return isinstance(exc, ScopeEnded) and exc.cause is self.scope.reached()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._children.discard(task)
+        if not self._children and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        exc = None if task.cancelled() else task.exception()
+        if exc is None or self._is_own_end(exc):
+            return
+        self._errors.append(exc)
+        scope = self.scope
+        if scope.reached() is None:
+            what = f"task '{task.get_name()}' raised {exc!r}"
+            scope.driver.begin(scope, scope.cause_of(CauseKind.SIBLING, scope.driver.now(), what))
