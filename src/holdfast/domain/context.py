@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast.domain.instant import NEVER, Instant
 
@@ -18,8 +18,7 @@ __all__ = ["ANONYMOUS", "NOBODY", "Carried", "Context", "Identity"]
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Who a request is. One 32-hex number is both its trace id and its request id.
 
     Attributes:
@@ -55,13 +54,15 @@ class Identity:
 NOBODY: Final = Identity()
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """What travels unchanged from the root to the leaf: identity, release stage, baggage."""
+class Carried(NamedTuple):
+    """What travels unchanged from the root to the leaf: identity, release stage, baggage.
+
+    A tuple, like `Identity`, because one is made for every request.
+    """
 
     identity: Identity = NOBODY
     stage: str = ""
-    baggage: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    baggage: Mapping[str, str] = _NOTHING
 
 
 ANONYMOUS: Final = Carried()

@@ -1,9 +1,9 @@
 """What kind of failure an error is, and whether trying again can help.
 
-Errors of other libraries enter through one table, by the name of their class as `module.qualname`,
+Errors of other libraries enter through one table, by the name of their class (`module.qualname`),
 looked up over the class and its bases. So nothing foreign is imported, and a library that is not
-installed costs nothing. The nearest class with a row decides; among the rows of one class, the first
-whose numbers hold.
+installed costs nothing. The nearest class with a row decides; among the rows of one class, the
+first whose numbers hold.
 
 *Wrapped* rows are for classes that only say that something did not work (`httpx.ConnectError`): the
 errors that they were raised from are asked first, and the row speaks only where those do not know.
@@ -131,6 +131,12 @@ def _http_rows(module: str) -> tuple[Row, ...]:
 
 _OS: Final = "builtins.OSError"
 _GRPC: Final = "grpc.RpcError"
+_AIOHTTP: Final = "aiohttp.client_exceptions"
+_REQUESTS: Final = "requests.exceptions"
+_URLLIB3: Final = "urllib3.exceptions"
+_ASYNCPG: Final = "asyncpg.exceptions"
+_PSYCOPG: Final = "psycopg.errors"
+_REDIS: Final = "redis.exceptions"
 
 ROWS: Final[tuple[Row, ...]] = (
     # Python: cancellation and time
@@ -175,48 +181,33 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows(Fault.PROTOCOL, _NEVER, "httpx.DecodingError httpx2.DecodingError"),
     *_rows(Fault.RESET, _SAFE, "anyio.BrokenResourceError trio.BrokenResourceError", wrapped=True),
     *_rows(Fault.RESET, _SAFE, "anyio.ClosedResourceError trio.ClosedResourceError", wrapped=True),
-    *_rows(Fault.RESET, _SAFE, "anyio.EndOfStream anyio.IncompleteRead"),
+    *_rows(Fault.RESET, _SAFE, "EndOfStream IncompleteRead", "anyio"),
     *_rows(Fault.REFUSED, _ALWAYS, "anyio.ConnectionFailed", wrapped=True),
     *_rows(Fault.PROTOCOL, _NEVER, "h11._util.ProtocolError"),
     # aiohttp: its errors are OSErrors too, with the errno of the original
-    *_rows(
-        Fault.DNS, _ALWAYS, "ClientConnectorDNSError", "aiohttp.client_exceptions", wrapped=True
-    ),
-    *_rows(
-        Fault.TLS,
-        _NEVER,
-        "ClientConnectorCertificateError ClientSSLError ServerFingerprintMismatch",
-        "aiohttp.client_exceptions",
-    ),
-    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectionTimeoutError", "aiohttp.client_exceptions"),
-    *_rows(Fault.TIMED_OUT, _SAFE, "ServerTimeoutError", "aiohttp.client_exceptions"),
-    *_rows(
-        Fault.REFUSED, _ALWAYS, "ClientConnectorError", "aiohttp.client_exceptions", wrapped=True
-    ),
-    *_rows(
-        Fault.RESET,
-        _SAFE,
-        "ClientConnectionError ClientPayloadError UploadAbortedError",
-        "aiohttp.client_exceptions",
-        wrapped=True,
-    ),
-    *_rows(Fault.PROTOCOL, _NEVER, "InvalidURL ClientResponseError", "aiohttp.client_exceptions"),
+    *_rows(Fault.DNS, _ALWAYS, "ClientConnectorDNSError", _AIOHTTP, wrapped=True),
+    *_rows(Fault.TLS, _NEVER, "ClientConnectorCertificateError ClientSSLError", _AIOHTTP),
+    *_rows(Fault.TLS, _NEVER, "ServerFingerprintMismatch", _AIOHTTP),
+    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectionTimeoutError", _AIOHTTP),
+    *_rows(Fault.TIMED_OUT, _SAFE, "ServerTimeoutError", _AIOHTTP),
+    *_rows(Fault.REFUSED, _ALWAYS, "ClientConnectorError", _AIOHTTP, wrapped=True),
+    *_rows(Fault.RESET, _SAFE, "ClientConnectionError ClientPayloadError", _AIOHTTP, wrapped=True),
+    *_rows(Fault.RESET, _SAFE, "UploadAbortedError", _AIOHTTP, wrapped=True),
+    *_rows(Fault.PROTOCOL, _NEVER, "InvalidURL ClientResponseError", _AIOHTTP),
     # requests and urllib3
-    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectTimeout", "requests.exceptions"),
-    *_rows(Fault.TIMED_OUT, _SAFE, "Timeout", "requests.exceptions"),
-    *_rows(Fault.TLS, _NEVER, "SSLError", "requests.exceptions", wrapped=True),
-    *_rows(
-        Fault.RESET, _SAFE, "ConnectionError ChunkedEncodingError", "requests.exceptions", True
-    ),
-    *_rows(Fault.PROTOCOL, _NEVER, "RequestException", "requests.exceptions", wrapped=True),
-    *_rows(Fault.DNS, _ALWAYS, "NameResolutionError", "urllib3.exceptions", wrapped=True),
-    *_rows(Fault.REFUSED, _ALWAYS, "NewConnectionError", "urllib3.exceptions", wrapped=True),
-    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectTimeoutError EmptyPoolError", "urllib3.exceptions"),
-    *_rows(Fault.TIMED_OUT, _SAFE, "TimeoutError", "urllib3.exceptions"),
-    *_rows(Fault.TLS, _NEVER, "SSLError", "urllib3.exceptions", wrapped=True),
-    *_rows(Fault.RESET, _SAFE, "ProtocolError IncompleteRead", "urllib3.exceptions", wrapped=True),
-    *_rows(Fault.REFUSED, _ALWAYS, "ProxyError", "urllib3.exceptions", wrapped=True),
-    *_rows(Fault.PROTOCOL, _NEVER, "HTTPError", "urllib3.exceptions", wrapped=True),
+    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectTimeout", _REQUESTS),
+    *_rows(Fault.TIMED_OUT, _SAFE, "Timeout", _REQUESTS),
+    *_rows(Fault.TLS, _NEVER, "SSLError", _REQUESTS, wrapped=True),
+    *_rows(Fault.RESET, _SAFE, "ConnectionError ChunkedEncodingError", _REQUESTS, True),
+    *_rows(Fault.PROTOCOL, _NEVER, "RequestException", _REQUESTS, wrapped=True),
+    *_rows(Fault.DNS, _ALWAYS, "NameResolutionError", _URLLIB3, wrapped=True),
+    *_rows(Fault.REFUSED, _ALWAYS, "NewConnectionError", _URLLIB3, wrapped=True),
+    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectTimeoutError EmptyPoolError", _URLLIB3),
+    *_rows(Fault.TIMED_OUT, _SAFE, "TimeoutError", _URLLIB3),
+    *_rows(Fault.TLS, _NEVER, "SSLError", _URLLIB3, wrapped=True),
+    *_rows(Fault.RESET, _SAFE, "ProtocolError IncompleteRead", _URLLIB3, wrapped=True),
+    *_rows(Fault.REFUSED, _ALWAYS, "ProxyError", _URLLIB3, wrapped=True),
+    *_rows(Fault.PROTOCOL, _NEVER, "HTTPError", _URLLIB3, wrapped=True),
     # gRPC: one class, told apart by its status
     _numbered(_GRPC, Fault.CANCELLED, _NEVER, "CANCELLED"),
     _numbered(_GRPC, Fault.TIMED_OUT, _NEVER, "DEADLINE_EXCEEDED"),
@@ -227,48 +218,24 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows(Fault.CANCELLED, _NEVER, "grpc.FutureCancelledError"),
     *_rows(Fault.TIMED_OUT, _SAFE, "grpc.FutureTimeoutError"),
     # PostgreSQL: 57014 is both a statement time-out and a cancel request; nobody waits any more
-    *_rows(
-        Fault.TIMED_OUT,
-        _NEVER,
-        "QueryCanceledError TransactionTimeoutError IdleInTransactionSessionTimeoutError",
-        "asyncpg.exceptions",
-    ),
-    *_rows(Fault.TIMED_OUT, _SAFE, "LockNotAvailableError", "asyncpg.exceptions"),
-    *_rows(
-        Fault.REFUSED,
-        _ALWAYS,
-        "CannotConnectNowError ClientCannotConnectError ConnectionRejectionError",
-        "asyncpg.exceptions",
-    ),
-    *_rows(Fault.OVERLOAD, _ALWAYS, "TooManyConnectionsError", "asyncpg.exceptions"),
-    *_rows(
-        Fault.RESET,
-        _SAFE,
-        "PostgresConnectionError AdminShutdownError CrashShutdownError IdleSessionTimeoutError",
-        "asyncpg.exceptions",
-    ),
-    *_rows(
-        Fault.TIMED_OUT,
-        _NEVER,
-        "QueryCanceled TransactionTimeout IdleInTransactionSessionTimeout",
-        "psycopg.errors",
-    ),
-    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectionTimeout", "psycopg.errors"),
-    *_rows(Fault.TIMED_OUT, _SAFE, "LockNotAvailable CancellationTimeout", "psycopg.errors"),
-    *_rows(
-        Fault.REFUSED,
-        _ALWAYS,
-        "CannotConnectNow SqlclientUnableToEstablishSqlconnection "
-        "SqlserverRejectedEstablishmentOfSqlconnection",
-        "psycopg.errors",
-    ),
-    *_rows(Fault.OVERLOAD, _ALWAYS, "TooManyConnections", "psycopg.errors"),
-    *_rows(
-        Fault.RESET,
-        _SAFE,
-        "ConnectionException AdminShutdown CrashShutdown IdleSessionTimeout",
-        "psycopg.errors",
-    ),
+    *_rows(Fault.TIMED_OUT, _NEVER, "QueryCanceledError TransactionTimeoutError", _ASYNCPG),
+    *_rows(Fault.TIMED_OUT, _NEVER, "IdleInTransactionSessionTimeoutError", _ASYNCPG),
+    *_rows(Fault.TIMED_OUT, _SAFE, "LockNotAvailableError", _ASYNCPG),
+    *_rows(Fault.REFUSED, _ALWAYS, "CannotConnectNowError ClientCannotConnectError", _ASYNCPG),
+    *_rows(Fault.REFUSED, _ALWAYS, "ConnectionRejectionError", _ASYNCPG),
+    *_rows(Fault.OVERLOAD, _ALWAYS, "TooManyConnectionsError", _ASYNCPG),
+    *_rows(Fault.RESET, _SAFE, "PostgresConnectionError AdminShutdownError", _ASYNCPG),
+    *_rows(Fault.RESET, _SAFE, "CrashShutdownError IdleSessionTimeoutError", _ASYNCPG),
+    *_rows(Fault.TIMED_OUT, _NEVER, "QueryCanceled TransactionTimeout", _PSYCOPG),
+    *_rows(Fault.TIMED_OUT, _NEVER, "IdleInTransactionSessionTimeout", _PSYCOPG),
+    *_rows(Fault.TIMED_OUT, _ALWAYS, "ConnectionTimeout", _PSYCOPG),
+    *_rows(Fault.TIMED_OUT, _SAFE, "LockNotAvailable CancellationTimeout", _PSYCOPG),
+    *_rows(Fault.REFUSED, _ALWAYS, "CannotConnectNow", _PSYCOPG),
+    *_rows(Fault.REFUSED, _ALWAYS, "SqlclientUnableToEstablishSqlconnection", _PSYCOPG),
+    *_rows(Fault.REFUSED, _ALWAYS, "SqlserverRejectedEstablishmentOfSqlconnection", _PSYCOPG),
+    *_rows(Fault.OVERLOAD, _ALWAYS, "TooManyConnections", _PSYCOPG),
+    *_rows(Fault.RESET, _SAFE, "ConnectionException AdminShutdown CrashShutdown", _PSYCOPG),
+    *_rows(Fault.RESET, _SAFE, "IdleSessionTimeout", _PSYCOPG),
     *_rows(Fault.SYSTEM, _NEVER, "psycopg.OperationalError", wrapped=True),
     *_rows(Fault.TIMED_OUT, _ALWAYS, "psycopg_pool.PoolTimeout psycopg_pool.errors.PoolTimeout"),
     *_rows(Fault.TIMED_OUT, _ALWAYS, "sqlalchemy.exc.TimeoutError"),
@@ -276,10 +243,8 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows(Fault.UNKNOWN, _NEVER, "sqlalchemy.exc.DBAPIError", wrapped=True),
     # Redis
     *_rows(Fault.TIMED_OUT, _SAFE, "redis.exceptions.TimeoutError"),
-    *_rows(Fault.OVERLOAD, _ALWAYS, "MaxConnectionsError BusyLoadingError", "redis.exceptions"),
-    *_rows(
-        Fault.PROTOCOL, _NEVER, "AuthenticationError AuthorizationError", "redis.exceptions"
-    ),
+    *_rows(Fault.OVERLOAD, _ALWAYS, "MaxConnectionsError BusyLoadingError", _REDIS),
+    *_rows(Fault.PROTOCOL, _NEVER, "AuthenticationError AuthorizationError", _REDIS),
     *_rows(Fault.RESET, _SAFE, "redis.exceptions.ConnectionError", wrapped=True),
     # WebSocket
     *_rows(Fault.RESET, _SAFE, "websockets.exceptions.ConnectionClosed", wrapped=True),
@@ -296,7 +261,7 @@ _ERRNO: Final = re.compile(r"\[Errno (-?[0-9]{1,6})\]")
 
 
 def _number(exc: BaseException) -> int | str | None:
-    """The errno of an error, the name of its gRPC status, or the code that is its first argument."""
+    """The errno of an error, the name of its gRPC status, or a code in its first argument."""
     number: object = getattr(exc, "errno", None)
     if isinstance(number, int):
         return number
@@ -334,15 +299,16 @@ def _match(exc: BaseException) -> tuple[Row | None, Row | None]:
 
 def _origins(exc: BaseException) -> Iterator[BaseException]:
     """The errors that an error was raised from, nearest first; members of a group among them."""
-    if isinstance(exc, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", exc).exceptions
-        yield from members[:_DEPTH]
+    members: object = getattr(exc, "exceptions", None)
+    if isinstance(members, tuple):
+        for member in cast("tuple[object, ...]", members)[:_DEPTH]:
+            if isinstance(member, BaseException):
+                yield member
     if exc.__cause__ is not None:
         yield exc.__cause__
     # With a number of its own it is no wrapper: what was being handled then is another matter.
-    elif exc.__context__ is not None and not exc.__suppress_context__:
-        if not isinstance(getattr(exc, "errno", None), int):
-            yield exc.__context__
+    elif not (exc.__suppress_context__ or isinstance(getattr(exc, "errno", None), int)):
+        yield from () if exc.__context__ is None else (exc.__context__,)
 
 
 def _found(row: Row, exc: BaseException) -> Finding:
@@ -365,11 +331,13 @@ def _examine(exc: BaseException, seen: set[int]) -> Finding:
     seen.add(id(exc))
     if isinstance(exc, ScopeEnded):
         fault = Fault.TIMED_OUT if isinstance(exc, DeadlineExceeded) else Fault.CANCELLED
-        return Finding(fault, Retry.NEVER, f"{type(exc).__module__}.{type(exc).__qualname__}", "scope")
+        return Finding(
+            fault, Retry.NEVER, f"{type(exc).__module__}.{type(exc).__qualname__}", "scope"
+        )
     row, wrapper = _match(exc)
     if wrapper is None and row is not None:
         return _found(row, exc)
-    if wrapper is None and not isinstance(exc, BaseExceptionGroup):
+    if wrapper is None and not hasattr(exc, "exceptions"):
         return _UNKNOWN
     finding = _behind(exc, seen)
     if finding is None:

@@ -58,12 +58,10 @@ def format_duration(seconds: Duration) -> str:
     if math.isinf(seconds):
         return "no limit" if seconds > 0 else "-no limit"
     size = abs(seconds)
-    if size < 1e-3:
-        return f"{seconds * 1e6:.3g} us"
-    if size < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    if size < 120:
-        return f"{seconds:.3g} s"
+    for unit, scale, below in (("us", 1e6, 1e-3), ("ms", 1e3, 1.0), ("s", 1.0, 120.0)):
+        # Rounded first: 999.96 ms is 1 s, and not 1e+03 ms.
+        if float(f"{size:.3g}") < below:
+            return f"{seconds * scale:.3g} {unit}"
     minutes, rest = divmod(round(size), 60)
     sign = "-" if seconds < 0 else ""
     return f"{sign}{minutes} min {rest} s"

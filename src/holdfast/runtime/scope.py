@@ -127,6 +127,13 @@ class Scope(Node):
             self._pull_in_children()
         return self.limit
 
+    def lift(self) -> None:
+        """Take away the deadline: what this scope waited for is there, the rest is not bounded by it."""
+        if self.tightens:
+            self.driver.timers.discard(self, self.limit)
+            self.tightens = False
+        self.limit = self.end = self.parent.limit if self.parent is not None else NEVER
+
     def _pull_in_children(self) -> None:
         # Children that inherited the old limit follow the new one; law 1 again.
         for node in tuple(self.children or ()):

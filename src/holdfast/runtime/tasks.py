@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import ScopeEnded, UsageError
@@ -15,9 +16,11 @@ from holdfast.domain.tree import Node
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.scope import AMBIENT, Scope
 
-__all__ = ["TaskGroup", "detach", "spawn", "tasks"]
+__all__ = ["TaskGroup", "aside", "detach", "spawn", "tasks"]
 
 T = TypeVar("T")
+
+_log: Final = logging.getLogger("holdfast.runtime")
 
 
 def spawn(
@@ -209,3 +212,24 @@ class TaskGroup:
         if scope.reached() is None:
             what = f"task '{task.get_name()}' raised {exc!r}"
             scope.driver.begin(scope, scope.cause_of(CauseKind.SIBLING, scope.driver.now(), what))
+
+
+_aside: set[asyncio.Task[Any]] = set()
+
+
+def aside(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+    """Run a servant of the machinery itself: no scope, no inherited context, kept alive.
+
+    For adapters only. Work of users goes through `tasks` or `detach`.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coro, name=name, context=contextvars.Context())
+    _aside.add(task)
+    task.add_done_callback(_aside_done)
+    return task
+
+
+def _aside_done(task: asyncio.Task[Any]) -> None:
+    _aside.discard(task)
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        _log.error("'%s' failed: %r", task.get_name(), exc, exc_info=exc)

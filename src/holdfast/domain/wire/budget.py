@@ -114,8 +114,8 @@ def decode_grpc(raw: bytes) -> Duration | None:
 
 
 def _floored(seconds: Duration, per: int) -> int:
-    """The greatest n with `n / per <= seconds`, although `seconds * per` itself may round up."""
-    n = math.floor(seconds * per)
+    """The greatest n with `n / per <= seconds`: `seconds * per` itself may round up, or down."""
+    n = math.floor(seconds * per) + 1
     while n > 0 and n / per > seconds:
         n -= 1
     return n
@@ -144,7 +144,7 @@ def encode_seconds(seconds: Duration) -> str:
 
 
 def encode_grpc(seconds: Duration) -> str:
-    """`grpc-timeout` in the finest unit that fits in eight digits, rounded down; `"0n"` for none."""
+    """`grpc-timeout` in the finest unit that fits in eight digits, rounded down; `"0n"` at 0."""
     left = _bounded(seconds, LONGEST)
     for unit, per in _GRPC_PARTS:
         n = _floored(left, per)

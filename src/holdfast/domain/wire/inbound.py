@@ -138,15 +138,13 @@ class InboundCodec:
 
 
 def _again(name: str, first: bytes, second: bytes) -> bytes:
-    """The value of a header that came a second time; empty, which no grammar accepts, if unclear."""
+    """The value of a header that came twice; empty, which no grammar accepts, if unclear."""
     if name in _LISTS:
         return first + b"," + second if len(first) < _LONGEST_LIST else first
     return first if first == second and name != "traceparent" else b""
 
 
-def _assemble(
-    hits: list[tuple[tuple[str, Decode | None], bytes]], stage_header: str
-) -> Inbound:
+def _assemble(hits: list[tuple[tuple[str, Decode | None], bytes]], stage_header: str) -> Inbound:
     left: Duration | None = None
     source = ""
     malformed: list[str] = []

@@ -1,7 +1,7 @@
 """The release stage of a request, as a header.
 
 A stage from outside is believed only where the policy says that the one in front of us sets it; a
-client must not be able to choose its own. The value is a token in the form of a DNS label with dots.
+client must not be able to choose its own. The value has the characters of a DNS name.
 """
 
 from __future__ import annotations

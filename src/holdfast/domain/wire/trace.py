@@ -196,7 +196,7 @@ def is_sampled(trace_id: str, ratio: float) -> bool:
 
 
 def _id_from(given: str) -> str:
-    """The trace id inside a given request id of 32 hex digits or in the form of a UUID, or empty."""
+    """The trace id in a request id of 32 hex digits or in the form of a UUID; or empty."""
     if len(given) == 36 and _UUID.fullmatch(given):
         digits = given.replace("-", "").lower()
     elif len(given) == 32 and _HEX.fullmatch(given):
@@ -245,9 +245,7 @@ def trace_headers(identity: Identity, span_id: str = "") -> list[tuple[str, str]
     """
     if not identity.trace_id:
         return []
-    parent = format_traceparent(
-        identity.trace_id, span_id or identity.span_id, identity.sampled
-    )
+    parent = format_traceparent(identity.trace_id, span_id or identity.span_id, identity.sampled)
     headers = [("traceparent", parent), (REQUEST_ID_HEADER, identity.echo_id)]
     if identity.tracestate:
         headers.append(("tracestate", identity.tracestate))

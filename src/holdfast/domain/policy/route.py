@@ -93,7 +93,9 @@ def check_path(path: str) -> str:
         return f"{path!r} must have '*' only at the end; for one segment write '{{name}}'"
     for segment in path.split("/"):
         if ("{" in segment or "}" in segment) and not _PARAMETER.fullmatch(segment.rstrip("*")):
-            return f"{path!r} must have a parameter as a whole segment, for example '/orders/{{id}}'"
+            return (
+                f"{path!r} must have a parameter as a whole segment, for example '/orders/{{id}}'"
+            )
     return ""
 
 
@@ -203,7 +205,9 @@ class RouteTable:
     def __init__(self, limits: Limits, own: Iterable[Route], common: Iterable[Route]) -> None:
         exact: dict[str, list[tuple[tuple[bool, bool], frozenset[str], Resolved]]] = {}
         found: list[
-            tuple[tuple[tuple[int, bool, int], bool, bool], re.Pattern[str], frozenset[str], Resolved]
+            tuple[
+                tuple[tuple[int, bool, int], bool, bool], re.Pattern[str], frozenset[str], Resolved
+            ]
         ] = []
         self._by_method = False
         for is_common, routes in ((False, own), (True, common)):

@@ -1,0 +1,158 @@
+"""`python -m bench`: run the figures, print their tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from bench._harness import Table
+from bench._report import save, summary, text
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
+FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
+PEERS: Final = (
+    "anyio", "uvloop", "uvicorn", "httptools", "starlette", "httpx", "httpx2", "async-timeout",
+    "quattro", "aiofence", "opentelemetry-instrumentation-asgi",
+)  # fmt: skip
+
+Step = Callable[[str, float, str], None]
+
+
+def main() -> int:
+    options = _options()
+    names = [name for name in FIGURES if not options.only or name in options.only]
+    tables: list[Table] = []
+    failed: list[str] = []
+    with _progress(names) as step:
+        for name in names:
+            for table in _figure(name, options.quick, step, failed):
+                tables.append(table)
+    print(_heading(options.quick))
+    for table in tables:
+        print(text(table))
+    print(summary(tables))
+    for line in failed:
+        print(line, file=sys.stderr)
+    if options.json:
+        found = {"heading": _heading(options.quick), "tables": [t.as_dict() for t in tables]}
+        Path(options.json).write_text(json.dumps(found, indent=1))
+    if options.save:
+        save(PAGE, _heading(options.quick), tables)
+    return 1 if failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
+    parser.add_argument("--only", action="append", choices=FIGURES, help="this figure; repeatable")
+    parser.add_argument("--json", metavar="FILE", help="write what was measured to FILE")
+    parser.add_argument("--save", action="store_true", help=f"write it into {PAGE.relative_to(ROOT)}")
+    return parser.parse_args()
+
+
+def _figure(name: str, quick: bool, step: Step, failed: list[str]) -> Iterator[Table]:
+    module = import_module(f"bench.{name}")
+    variants: list[dict[str, Any]] = module.VARIANTS
+    for index, variant in enumerate(variants):
+
+        def part(done: float, what: str, index: int = index) -> None:
+            step(name, (index + done) / len(variants), what)
+
+        table, error = _variant(name, variant, quick, part)
+        if table is None:
+            failed.append(f"{name} {variant} failed: {error}")
+        else:
+            yield table
+    step(name, 1.0, "")
+
+
+def _variant(
+    name: str, variant: dict[str, Any], quick: bool, part: Callable[[float, str], None]
+) -> tuple[Table | None, str]:
+    command = [sys.executable, "-m", "bench._worker", name, json.dumps(variant)]
+    command.append("quick" if quick else "full")
+    worker = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    table: Table | None = None
+    assert worker.stdout is not None and worker.stderr is not None
+    for line in worker.stdout:
+        told = json.loads(line)
+        if "table" in told:
+            table = Table.from_dict(told["table"])
+        else:
+            part(told["done"], told["what"])
+    error = worker.stderr.read()
+    if worker.wait() != 0:
+        return None, error
+    return table, error
+
+
+def environment() -> dict[str, str]:
+    """The environment of a worker: the sources of this repository come first."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONHASHSEED": "0"}
+
+
+def _heading(quick: bool) -> str:
+    today = datetime.now(UTC).date()
+    found = []
+    for name in PEERS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} absent")
+    how = "a quick run" if quick else "a full run"
+    return (
+        f"Measured on {today} by {how} of `make bench`: CPython {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. {', '.join(found)}."
+    )
+
+
+@contextmanager
+def _progress(names: list[str]) -> Iterator[Step]:
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:
+        yield _plain
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain
+        return
+    columns = (TextColumn("{task.description:<11}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[what]}"))
+    with Progress(*columns, console=console) as bars:
+        tasks = {name: bars.add_task(name, total=1.0, start=False, what="") for name in names}
+
+        def step(name: str, done: float, what: str) -> None:
+            bars.start_task(tasks[name])
+            bars.update(tasks[name], completed=done, what=what)
+
+        yield step
+
+
+_told: dict[str, int] = {}
+
+
+def _plain(name: str, done: float, what: str) -> None:
+    tenth = int(done * 10)
+    if _told.get(name) != tenth:
+        _told[name] = tenth
+        print(f"{name:<11} {tenth * 10:>3} %  {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

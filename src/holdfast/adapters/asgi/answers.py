@@ -1,0 +1,59 @@
+"""What a request that ended early is answered with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.adapters.asgi.types import Headers, Message
+from holdfast.domain.cause import Cause, CauseKind
+from holdfast.domain.context import Identity
+from holdfast.domain.instant import Duration
+from holdfast.domain.wire.problem import CAUSE_HEADER, PROBLEM_TYPE, encode_cause_header, problem
+from holdfast.domain.wire.timing import Timing, format_timing, merge_timing
+from holdfast.runtime.ledger import Ledger
+
+__all__ = ["problem_messages", "server_timing", "status_of"]
+
+_TITLES: Final = {
+    504: "The deadline of the request is spent",
+    503: "The service cannot do this now",
+}
+_RETRY_AFTER: Final = b"1"
+
+
+def status_of(cause: Cause) -> int:
+    """The HTTP status of a response for `cause`; 499 is for logs only, there is nobody to send it to."""
+    if cause.kind is CauseKind.DEADLINE:
+        return 504
+    return 499 if cause.kind is CauseKind.DISCONNECT else 503
+
+
+def problem_messages(cause: Cause, identity: Identity, timing: bytes) -> tuple[Message, Message]:
+    """The ASGI messages of a problem document (RFC 9457)."""
+    status = status_of(cause)
+    body = problem(cause, status=status, title=_TITLES[status], request_id=identity.echo_id)
+    headers: Headers = [
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"server-timing", timing),
+    ]
+    if status == 504:
+        # Its presence tells the caller that to try again is in vain: the budget is spent.
+        headers.append((CAUSE_HEADER.encode(), encode_cause_header(cause).encode("latin-1")))
+    else:
+        headers.append((b"retry-after", _RETRY_AFTER))
+    if identity:
+        headers.append((b"x-request-id", identity.echo_id.encode("latin-1")))
+    return (
+        {"type": "http.response.start", "status": status, "headers": headers},
+        {"type": "http.response.body", "body": body},
+    )
+
+
+def server_timing(hop: str, spent: Duration, ledger: Ledger | None) -> bytes:
+    """The `Server-Timing` of a hop that spent `spent` seconds, with what it learnt from below."""
+    if ledger is None or not ledger.spent:
+        return f"{hop or 'total'};dur={spent * 1e3:.2f}".encode("latin-1", "replace")
+    below = [Timing(name, seconds) for name, seconds in ledger.spent]
+    return format_timing(merge_timing(hop or "total", spent, below=below)).encode("latin-1")

@@ -1,0 +1,45 @@
+"""One WebSocket: no total limit but its caller's, an idle limit, and a close code that says why."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from holdfast.adapters.asgi.exchange import Exchange
+from holdfast.adapters.asgi.types import Message
+from holdfast.domain.cause import Cause, CauseKind
+
+__all__ = ["Socket"]
+
+# Codes of RFC 6455 and its registry: 1001 going away, 1012 service restart, 1013 try again later.
+_CODES: Final = {CauseKind.SHUTDOWN: 1012, CauseKind.OVERLOAD: 1013}
+_GOING_AWAY: Final = 1001
+_LONGEST_REASON: Final = 120
+
+
+class Socket(Exchange):
+    """The scope of one WebSocket, and the `receive` and `send` that its handler gets."""
+
+    farewell = "websocket.disconnect"
+
+    async def send(self, message: Message) -> None:
+        """The `send` of the handler."""
+        if message["type"] == "websocket.close":
+            self.complete = True
+            if self.inbox is not None:
+                self.inbox.stop()
+        await self._send(message)
+        self.touched = self.driver.now()
+
+    def _end_for_gone(self, told: bool) -> None:
+        # A handler that has read the disconnect cleans up and ends; that is how it should be.
+        if not told and self.outcome is None:
+            self.cancel(kind=CauseKind.DISCONNECT)
+
+    async def answer(self, cause: Cause) -> None:
+        """Close the connection for the handler, unless it is closed."""
+        if self.complete:
+            return
+        self.complete = True
+        code = _CODES.get(cause.kind, _GOING_AWAY)
+        reason = cause.line().encode()[:_LONGEST_REASON].decode(errors="ignore")
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})

@@ -1,0 +1,35 @@
+"""What one policy compiles to: the terms under which requests are opened."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from holdfast.adapters.asgi.types import ServerScope
+from holdfast.domain.policy import Policy, Resolved
+from holdfast.domain.wire.inbound import InboundCodec
+
+__all__ = ["Terms"]
+
+
+class Terms:
+    """Requests keep the terms they began under when the policy is replaced.
+
+    Attributes:
+        policy: what they were compiled from.
+        counts: requests by what became of them; shared by all terms of one middleware.
+        observing: whether the policy counts what it would cut and cuts nothing.
+    """
+
+    __slots__ = ("codec", "counts", "hop", "observing", "policy", "sample")
+
+    def __init__(self, policy: Policy, counts: Counter[str]) -> None:
+        self.policy = policy
+        self.counts = counts
+        self.codec = InboundCodec.of(policy.wire)
+        self.observing = policy.mode == "observe"
+        self.sample = policy.wire.sample
+        self.hop = policy.service
+
+    def of(self, asgi: ServerScope) -> Resolved:
+        """The limits of a request."""
+        return self.policy.limits(asgi["path"], asgi.get("method", ""))

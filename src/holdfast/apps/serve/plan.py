@@ -1,0 +1,59 @@
+"""The settings of one run: plain values, so that a worker process can be given them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast.apps.serve.policyfile import PolicyFile, find_policy
+from holdfast.domain.policy import policy_from_mapping
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `holdfast serve` was asked to do.
+
+    Attributes:
+        target: the application, `MODULE:ATTR`.
+        factory: whether the attribute makes the application when it is called.
+        host: address to listen on.
+        port: TCP port; 0 for any free one.
+        uds: path of a Unix socket to listen on instead; empty for none.
+        workers: number of processes that serve.
+        reload: whether to start again when source files change.
+        access_log: whether each request is logged.
+        admin: whether the operator's socket is open.
+        service: name of the service, over what the policy file says; empty for what that says.
+        config: the policy file that was named; `None` for the default one.
+        source: the policy file that was read; `None` for the built-in policy.
+        data: what it said.
+    """
+
+    target: str
+    factory: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str = ""
+    workers: int = 1
+    reload: bool = False
+    access_log: bool = True
+    admin: bool = True
+    service: str = ""
+    config: Path | None = None
+    source: Path | None = None
+    data: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def policy(self) -> PolicyFile:
+        """The policy of this run.
+
+        Read anew in a process that reloads; workers get what the parent has read and found right.
+
+        Raises:
+            ServeError: the file was changed since and is wrong now.
+        """
+        if self.reload:
+            return find_policy(self.config, self.service, Path.cwd())
+        return PolicyFile(self.source, self.data, policy_from_mapping(self.data, self.service))
