@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -38,7 +39,23 @@ def test_parse(value: str | float, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "s", "5", "-5s", "+5s", "5 s", "1e3s", ".5s", "5.s", "5x", "٥s", "5s!", -1, math.nan, True],
+    [
+        "",
+        "s",
+        "5",
+        "-5s",
+        "+5s",
+        "5 s",
+        "1e3s",
+        ".5s",
+        "5.s",
+        "5x",
+        "\u0665s",
+        "5s!",
+        -1,
+        math.nan,
+        True,
+    ],
 )
 def test_not_a_duration(value: str | float) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
@@ -55,7 +72,8 @@ def test_not_a_duration(value: str | float) -> None:
         (0.9994, "999 ms"),
         (0.9996, "1 s"),
         (1.234, "1.23 s"),
-        (119.9, "120 s"),
+        (119.4, "119 s"),
+        (119.9, "2 min 0 s"),
         (150.0, "2 min 30 s"),
         (-0.35, "-350 ms"),
         (-150.0, "-2 min 30 s"),
@@ -80,15 +98,11 @@ def test_what_is_shown_has_no_exponent_and_is_near(seconds: float) -> None:
 
 @given(st.text(max_size=20))
 def test_parse_raises_nothing_else(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert parse_duration(text) >= 0
-    except ValueError:
-        pass
 
 
-@given(
-    st.integers(0, 1000), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999)
-)
+@given(st.integers(0, 1000), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
 def test_parts_add_up(hours: int, minutes: int, seconds: int, millis: int) -> None:
     found = parse_duration(f"{hours}h{minutes}m{seconds}s{millis}ms")
     assert math.isclose(found, hours * 3600 + minutes * 60 + seconds + millis / 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tomllib
 
@@ -63,7 +64,7 @@ def policy(text: str, service: str = "") -> Policy:
 
 def test_the_default() -> None:
     found = DEFAULT_POLICY.limits("/anything", "GET")
-    assert found == Resolved(Limits(5.0, 10.0, 60.0, 0.0, 0.0, 0.0))
+    assert found == Resolved(Limits(5.0, 10.0, 300.0, 0.0, 0.01, 0.0))
     assert DEFAULT_POLICY.mode == "enforce"
     assert policy("") == DEFAULT_POLICY
 
@@ -289,10 +290,8 @@ JSON = st.recursive(
     )
 )
 def test_any_mapping_is_a_policy_or_a_config_error(data: dict[str, object]) -> None:
-    try:
-        policy_from_mapping(data)
-    except ConfigError as error:
-        assert error.path
+    with contextlib.suppress(ConfigError):
+        assert policy_from_mapping(data).limits("/").budget() > 0
 
 
 def test_keys_must_be_texts() -> None:
@@ -317,7 +316,7 @@ def test_by_hand() -> None:
 def test_describe() -> None:
     text = describe(policy(EXAMPLE, "payments"))
     lines = [line.split() for line in text.splitlines()]
-    assert lines[0] == "time-out policy of payments: observe".split()
+    assert lines[0] == ["time-out", "policy", "of", "payments:", "observe"]
     assert lines[2][:4] == ["/charge", "any", "1", "s"]
     assert lines[3][:4] == ["/api/v2/payment*", "POST", "3", "s"]
     assert lines[4][:3] == ["/events", "any", "stream"]

@@ -263,9 +263,7 @@ def test_headers_from_configuration() -> None:
         ([], ["é: millis"], "headers.outbound[0]"),
     ],
 )
-def test_wrong_headers_say_where(
-    inbound: list[str], outbound_names: list[str], path: str
-) -> None:
+def test_wrong_headers_say_where(inbound: list[str], outbound_names: list[str], path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         budget_headers(inbound, outbound_names)
     assert caught.value.path == path

@@ -32,7 +32,7 @@ def test_headers_of_others_are_nothing() -> None:
     assert CODEC.read([(b"host", b"a"), (b"accept", b"*/*")]) is EMPTY
     assert CODEC.read([]) is EMPTY
     assert CODEC.read(iter([(b"host", b"a")])) is EMPTY
-    assert EMPTY == Inbound(None, "", NO_TRACE, "", {}, ())
+    assert Inbound(None, "", NO_TRACE, "", {}, ()) == EMPTY
 
 
 @pytest.mark.parametrize(

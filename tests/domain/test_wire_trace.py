@@ -273,7 +273,7 @@ def test_stage() -> None:
 
 
 def test_baggage() -> None:
-    raw = b"user=alice;ttl=1, note = caf%C3%A9%2C ok ,,bad,=x,k=a\"b"
+    raw = b'user=alice;ttl=1, note = caf%C3%A9%2C ok ,,bad,=x,k=a"b'
     found, clean = parse_baggage(raw)
     assert dict(found) == {"user": "alice"}
     assert not clean

@@ -123,7 +123,7 @@ class Nest:
                 await self.run(at + 1)
         except BaseException as exc:
             self.came_out[at] = exc
-            if at not in self.firing:
+            if at not in self.firing or isinstance(exc, asyncio.CancelledError):
                 raise
         # Whoever is outside of the owner goes on as if nothing had been.
         await asyncio.sleep(0.25)

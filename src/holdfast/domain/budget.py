@@ -77,7 +77,7 @@ class Hold:
         """Lend `amount`; false, and nothing lent, when that is more than is free."""
         if not amount >= 0:
             raise ValueError(f"cannot lend {amount}")
-        if amount > self.free:
+        if self.released or amount > self.free:
             return False
         self.lent += amount
         return True
@@ -91,8 +91,10 @@ class Hold:
         if not 0 <= amount <= self.lent:
             raise ValueError(f"cannot take back {amount}: {self.lent} is lent")
         self.lent -= amount
-        if self.released and self.parent is not None:
-            self.parent.take_back(amount)
+        if self.released:
+            self.total -= amount
+            if self.parent is not None:
+                self.parent.take_back(amount)
 
     def carve(self, amount: float) -> Hold | None:
         """A child hold of `amount`, or none when that is more than is free."""

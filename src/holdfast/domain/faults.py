@@ -125,7 +125,6 @@ def _http_rows(module: str) -> tuple[Row, ...]:
         *_rows(Fault.RESET, _SAFE, "NetworkError RemoteProtocolError", module, wrapped=True),
         *_rows(Fault.REFUSED, _ALWAYS, "ProxyError", module, wrapped=True),
         *_rows(Fault.PROTOCOL, _NEVER, "ProtocolError UnsupportedProtocol", module),
-        *_rows(Fault.RESET, _ALWAYS, "ConnectionNotAvailable", module),
     )
 
 
@@ -178,6 +177,8 @@ ROWS: Final[tuple[Row, ...]] = (
     *_http_rows("httpx2"),
     *_http_rows("httpcore"),
     *_http_rows("httpcore2"),
+    *_rows(Fault.RESET, _ALWAYS, "ConnectionNotAvailable", "httpcore"),
+    *_rows(Fault.RESET, _ALWAYS, "ConnectionNotAvailable", "httpcore2"),
     *_rows(Fault.PROTOCOL, _NEVER, "httpx.DecodingError httpx2.DecodingError"),
     *_rows(Fault.RESET, _SAFE, "anyio.BrokenResourceError trio.BrokenResourceError", wrapped=True),
     *_rows(Fault.RESET, _SAFE, "anyio.ClosedResourceError trio.ClosedResourceError", wrapped=True),
@@ -306,9 +307,14 @@ def _origins(exc: BaseException) -> Iterator[BaseException]:
                 yield member
     if exc.__cause__ is not None:
         yield exc.__cause__
+        return
+    # httpcore raises `from None`, urllib has no chain: both keep the original as first argument.
+    if exc.args and isinstance(exc.args[0], BaseException):
+        yield exc.args[0]
     # With a number of its own it is no wrapper: what was being handled then is another matter.
-    elif not (exc.__suppress_context__ or isinstance(getattr(exc, "errno", None), int)):
-        yield from () if exc.__context__ is None else (exc.__context__,)
+    numbered = isinstance(getattr(exc, "errno", None), int)
+    if exc.__context__ is not None and not exc.__suppress_context__ and not numbered:
+        yield exc.__context__
 
 
 def _found(row: Row, exc: BaseException) -> Finding:

@@ -49,9 +49,8 @@ class Node:
     Attributes:
         name: one path segment, for people.
         parent: the scope it was opened under; None for a root and before opening.
-        root: the root of its tree.
         limit: instant at which the work of this scope is cancelled.
-        end: instant that the parent was promised; later than `limit` by the grace carved out of it.
+        kept: seconds carved out of the limit for shields; the parent was promised `limit + kept`.
         opened_at: instant of opening.
         tightens: whether `limit` is its own rather than the parent's.
         cause: why it was cancelled, when the cancellation began here.
@@ -61,10 +60,9 @@ class Node:
 
     # Defaults live on the class: a scope that nothing happens to writes only what it needs.
     parent: Node | None = None
-    root: Node
     children: dict[Node, None] | None = None
     limit: Instant = NEVER
-    end: Instant = NEVER
+    kept: Duration = 0.0
     opened_at: Instant = 0.0
     tightens: bool = False
     cause: Cause | None = None
@@ -74,8 +72,7 @@ class Node:
     holds: dict[str, Hold] | None = None
     purses: dict[str, Purse] | None = None
     cancelled_open: int = 0
-    """Kept by roots: open nodes below in which a cancellation began. Zero spares every opening the
-    walk up."""
+    """Kept by roots: open nodes below in which a cancellation began."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,6 +94,19 @@ class Node:
         return "/".join(reversed(names)) or self.name
 
     @property
+    def root(self) -> Node:
+        """The outermost scope of its tree."""
+        node: Node = self
+        while node.parent is not None:
+            node = node.parent
+        return node
+
+    @property
+    def end(self) -> Instant:
+        """Instant that the parent was promised: the limit of the work, and the grace kept for shields."""
+        return self.limit + self.kept
+
+    @property
     def depth(self) -> int:
         """Number of scopes above this one."""
         depth, node = 0, self.parent
@@ -107,7 +117,7 @@ class Node:
     @property
     def budget(self) -> Duration:
         """Seconds that the work was given when it began; infinite without a limit."""
-        return self.limit - self.opened_at
+        return max(0.0, self.limit - self.opened_at)
 
     def reached(self) -> Cause | None:
         """The cause that is in force here: its own, or that of the nearest cancelled ancestor.
@@ -134,7 +144,6 @@ class Node:
 
     def open_root(self, now: Instant) -> None:
         """Open as the root of a new tree, without a limit."""
-        self.root = self
         self.opened_at = now
 
     def open(
@@ -144,30 +153,43 @@ class Node:
 
         Returns the reason when it is refused; the node is then closed as refused.
         """
+        refusal = self.admit(parent, now, wish, grace)
+        if refusal is None:
+            self.link()
+        return refusal
+
+    def admit(
+        self, parent: Node, now: Instant, wish: Instant = NEVER, grace: Duration = 0.0
+    ) -> Refusal | None:
+        """Everything that `open` does, except to be listed under the parent."""
         limit = parent.limit
         if wish < limit:
             limit = wish
             self.tightens = True
-        self.opened_at = now
-        self.parent = parent
-        self.root = root = parent.root
-        self.end = limit
         if grace:
+            self.kept = grace
             limit -= grace
             self.tightens = limit < parent.limit
+        self.opened_at = now
+        self.parent = parent
         self.limit = limit
         if limit <= now:
             return self._refuse(Refusal.EXPIRED)
         if parent.outcome is not None:
             return self._refuse(Refusal.PARENT_CLOSED)
-        if root.cancelled_open and parent.reached() is not None:
+        if parent.reached() is not None:
             return self._refuse(Refusal.PARENT_CANCELLED)
-        children = parent.children
-        if children is None:
+        return None
+
+    def link(self) -> None:
+        """Be listed under the parent, so that walks from above find it."""
+        parent = self.parent
+        if parent is None:
+            return
+        if parent.children is None:
             parent.children = {self: None}
         else:
-            children[self] = None
-        return None
+            parent.children[self] = None
 
     def open_shield(self, parent: Node, now: Instant, grace: Duration) -> None:
         """Open under `parent` out of reach of its cancellation, for `grace` seconds after that begins.
@@ -177,20 +199,24 @@ class Node:
         """
         self.shielded = True
         self.parent = parent
-        self.root = parent.root
         self.opened_at = now
+        self.limit = self.shield_limit(now, grace)
+        self.tightens = self.limit != NEVER
+        self.link()
+
+    def shield_limit(self, now: Instant, grace: Duration) -> Instant:
+        """The limit of a shield, by what is known now of the scopes around it."""
+        parent = self.parent
+        if parent is None:
+            return NEVER
         cap = parent.root.limit
         node: Node | None = parent
         while node is not None:
-            if node.end > node.limit:
+            if node.kept:
                 cap = min(cap, node.end)
             node = node.parent
         begun = parent.reached() is not None or parent.limit <= now
-        self.limit = self.end = min(cap, (now if begun else parent.limit) + grace)
-        self.tightens = self.limit != NEVER
-        if parent.children is None:
-            parent.children = {}
-        parent.children[self] = None
+        return min(cap, (now if begun else parent.limit) + grace)
 
     def _refuse(self, why: Refusal) -> Refusal:
         self.outcome = Outcome.REFUSED
@@ -254,9 +280,7 @@ class Node:
             child.origin = child.origin or child.path
             child.parent = root
             child.tightens = child.tightens or child.limit != NEVER
-            if root.children is None:
-                root.children = {}
-            root.children[child] = None
+            child.link()
         return escaped
 
     # -- holds and purses ------------------------------------------------------------------------
@@ -267,7 +291,13 @@ class Node:
         """Carve holds and purses out of the nearest ancestors that have them; all or nothing.
 
         A hold or purse that no ancestor has begins here.
+
+        Raises:
+            ValueError: this scope has a hold or purse of that name already.
         """
+        for name in (*(holds or {}), *(purses or {})):
+            if name in (self.holds or {}) or name in (self.purses or {}):
+                raise ValueError(f"scope '{self.name}' has '{name}' already")
         carved: dict[str, Hold] = {}
         for name, amount in (holds or {}).items():
             above = self.hold(name)

@@ -1,8 +1,8 @@
 """Where running services listen for their operator: one Unix socket for each process.
 
-The sockets are in `$XDG_RUNTIME_DIR/holdfast`, or in a directory of the user's own under the one for
-temporary files. Only their owner can reach them: the directory has mode 0700, each socket 0600, and
-a directory that somebody else made is refused.
+The sockets are in `$XDG_RUNTIME_DIR/holdfast`, or in a directory of the user's own under the one
+for temporary files. Only their owner can reach them: the directory has mode 0700, each socket 0600,
+and a directory that somebody else made is refused.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def listening(path: Path) -> bool:
 def remove_stale(directory: Path) -> None:
     """Remove the sockets that processes left behind.
 
-    Asks the socket, not the process table: the directory may be shared by containers, where the same
-    number is another process.
+    Asks the socket, not the process table: the directory may be shared by containers, where the
+    same number is another process.
     """
     for path in directory.glob(f"*{_SUFFIX}"):
         with suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from holdfast.domain.budget import share_of
@@ -12,13 +11,15 @@ from holdfast.domain.errors import InsufficientBudget, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.ledger import Ledger
-from holdfast.runtime.scope import AMBIENT, Scope, Shield, ambient
+from holdfast.runtime.scope import AMBIENT, Scope, ambient
+from holdfast.runtime.shield import Shield
 
 __all__ = [
     "Split",
     "carried",
     "current",
     "deadline_at",
+    "hop_reserve",
     "ledger",
     "now",
     "refuse_below",
@@ -44,7 +45,10 @@ def timeout(seconds: Duration, *, name: str = "timeout", grace: Duration = 0.0) 
     Raises:
         ValueError: `seconds` or `grace` is not a number, or `grace` is negative.
     """
-    return _bounded(Scope(name, seconds), grace)
+    made = Scope(name, seconds)
+    if grace or seconds != seconds:
+        _check(made, grace)
+    return made
 
 
 def deadline_at(at: Instant, *, name: str = "deadline", grace: Duration = 0.0) -> Scope:
@@ -55,7 +59,8 @@ def deadline_at(at: Instant, *, name: str = "deadline", grace: Duration = 0.0) -
     """
     made = Scope(name)
     made.at = at
-    return _bounded(made, grace)
+    _check(made, grace)
+    return made
 
 
 def scope(name: str) -> Scope:
@@ -73,6 +78,7 @@ def reserve(seconds: Duration, *, name: str = "reserve") -> Scope:
         raise ValueError(f"cannot reserve {seconds} seconds")
     made = Scope(name)
     made.keep = seconds
+    made.special = True
     return made
 
 
@@ -91,13 +97,13 @@ def shield(grace: Duration, *, name: str = "shield") -> Shield:
     return Shield(name, grace)
 
 
-def _bounded(made: Scope, grace: Duration) -> Scope:
+def _check(made: Scope, grace: Duration) -> None:
     if made.wish != made.wish or made.at != made.at:
         raise ValueError("a deadline must be a number, got nan")
     if not 0 <= grace < NEVER:
         raise ValueError(f"grace must be zero or more seconds, got {grace}")
     made.grace = grace
-    return made
+    made.special = True
 
 
 def remaining() -> Duration:
@@ -111,8 +117,8 @@ def current() -> Context:
     here = ambient()
     if here is None:
         return Context()
-    with_ = here.carried
-    return Context(here.limit, with_.identity, with_.stage, with_.baggage, here.path)
+    identity, stage, baggage = here.carried
+    return Context(here.limit, identity, stage, baggage, here.path)
 
 
 def carried() -> Carried:
@@ -129,19 +135,19 @@ def ledger() -> Ledger | None:
     return None if here is None else here.ledger
 
 
-def use(new: Carried, *, name: str = "request") -> Scope:
-    """A scope without a limit of its own that carries `new` instead of what it would inherit."""
-    made = _Carrying(name)
-    made.given = new
+def hop_reserve() -> Duration:
+    """Seconds of the budget that this hop keeps back when it calls another; 0.0 where none is set."""
+    here = AMBIENT.get()
+    while here is not None and here.reserve is None:
+        here = here.outer
+    return 0.0 if here is None else here.reserve or 0.0
+
+
+def use(given: Carried, *, name: str = "request") -> Scope:
+    """A scope without a limit of its own that carries `given` instead of what it would inherit."""
+    made = Scope(name)
+    made.given = given
     return made
-
-
-class _Carrying(Scope):
-    given: Carried
-
-    def enter(self, task: asyncio.Task[object]) -> None:
-        super().enter(task)
-        self.carried = self.given
 
 
 def refuse_below(seconds: Duration) -> None:

@@ -8,6 +8,7 @@ answers with the time at which the current iteration began, cut to milliseconds.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable
@@ -42,8 +43,12 @@ _draw: Callable[[int], int] = _seeded()
 
 
 def _reseed() -> None:
-    global _draw  # noqa: PLW0603 - a forked child must not repeat the ids of its parent
+    # A forked child must not repeat the ids of its parent.
+    global _draw
     _draw = _seeded()
+
+
+os.register_at_fork(after_in_child=_reseed)
 
 
 def fresh_trace_id() -> str:

@@ -17,16 +17,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
+from holdfast.domain.cause import Cause
 from holdfast.domain.instant import Duration, Instant
-from holdfast.domain.tree import Node
+from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.shields import frames_of, in_worker_thread, shielded_within
 
-if TYPE_CHECKING:
-    from holdfast.runtime.scope import Scope
-
-__all__ = ["CLEANUP_GRACE", "REDELIVERIES", "SHIELD_BOUND", "Delivery"]
+__all__ = ["CLEANUP_GRACE", "REDELIVERIES", "SHIELD_BOUND", "Delivery", "Hosted", "stack_of"]
 
 CLEANUP_GRACE: Final[Duration] = 0.5
 """Seconds that a cancelled block may clean up before it is cancelled again (then twice, four times
@@ -42,12 +40,41 @@ _POLL_FIRST: Final[Duration] = 0.001
 _POLL_LAST: Final[Duration] = 0.05
 
 
+class Hosted(Protocol):
+    """What a delivery needs to know of a scope.
+
+    Attributes:
+        task: the task that it cancels; none for a scope of a plain function.
+        mark: the anyio scope around it; shields inside that are respected.
+        baseline: what `task.cancelling()` was when it was entered.
+        delivered: how often it has cancelled the task.
+        shields: shields of ours that are open inside, in the same task.
+        deaf: it waits for its children and need not be told.
+        outcome: how it ended; none while it is open.
+    """
+
+    task: asyncio.Task[Any] | None
+    mark: object
+    baseline: int
+    delivered: int
+    shields: int
+    deaf: bool
+    outcome: Outcome | None
+
+    @property
+    def path(self) -> str: ...
+    def reached(self) -> Cause | None: ...
+    def below(self) -> Iterator[Node]: ...
+    def cancel_node(self, cause: Cause) -> bool: ...
+    def suspended_in_generator(self) -> bool: ...
+
+
 class _Waiting:
     """One delivery under way."""
 
     __slots__ = ("begun", "poll", "scope", "turns")
 
-    def __init__(self, scope: Scope, begun: Instant) -> None:
+    def __init__(self, scope: Hosted, begun: Instant) -> None:
         self.scope = scope
         self.begun = begun
         self.turns = 0
@@ -61,8 +88,8 @@ class Delivery:
         self,
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], Instant],
-        alarm: Callable[[Instant, Callable[[], object]], None],
-        swallowed: Callable[[Scope, Duration, tuple[str, ...]], None],
+        alarm: Callable[[Instant, Callable[[], object]], object],
+        swallowed: Callable[[Hosted, Duration, tuple[str, ...]], None],
     ) -> None:
         self._loop = loop
         self._now = now
@@ -70,18 +97,16 @@ class Delivery:
         self._swallowed = swallowed
         self._walks: deque[Iterator[Node]] = deque()
         self._again: deque[_Waiting] = deque()
-        self._watched: deque[tuple[Instant, Scope]] = deque()
+        self._watched: deque[tuple[Instant, Hosted]] = deque()
         self._pumping = False
+        self._running: asyncio.Task[Any] | None = None
 
-    def reach(self, scope: Scope) -> None:
+    def reach(self, scope: Hosted) -> None:
         """Deliver the cancellation of `scope` to its own task and to all tasks below it."""
         self._walks.append(scope.below())
-        if asyncio.current_task(self._loop) is None:
-            self._pump()  # called by the loop: nobody runs who could be hit in the middle
-        else:
-            self._schedule()
+        self._pump()
 
-    def owed(self, scope: Scope) -> None:
+    def owed(self, scope: Hosted) -> None:
         """Deliver to `scope` alone, soon: a cancellation had to wait and its time has come."""
         self._again.append(_Waiting(scope, self._now()))
         self._schedule()
@@ -89,11 +114,15 @@ class Delivery:
     def _schedule(self) -> None:
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._pumping = False
+        self._pump()
 
     def _pump(self) -> None:
-        self._pumping = False
         left = _SLICE
+        self._running = asyncio.current_task(self._loop)
         for _ in range(min(len(self._again), left)):
             self._try(self._again.popleft())
             left -= 1
@@ -125,7 +154,7 @@ class Delivery:
         if scope.outcome is None and scope.delivered == 0:
             self._deliver(scope, self._now(), waiting)
 
-    def _deliver(self, scope: Scope, now: Instant, waiting: _Waiting | None) -> None:
+    def _deliver(self, scope: Hosted, now: Instant, waiting: _Waiting | None) -> None:
         task = scope.task
         if task is None or task.done() or scope.deaf:
             return
@@ -134,6 +163,9 @@ class Delivery:
             return self._later(scope, waiting, now)
         if task.cancelling() > scope.baseline and now - begun < CLEANUP_GRACE:
             return self._later(scope, waiting, now)
+        if task is self._running:
+            self._again.append(waiting or _Waiting(scope, now))  # not in the middle of its step
+            return self._schedule()
         if shielded_within(task, scope.mark):
             if now - begun < SHIELD_BOUND or in_worker_thread(task):
                 return self._later(scope, waiting, now)
@@ -147,7 +179,7 @@ class Delivery:
         self._watch(scope, now)
         return None
 
-    def _later(self, scope: Scope, waiting: _Waiting | None, now: Instant) -> None:
+    def _later(self, scope: Hosted, waiting: _Waiting | None, now: Instant) -> None:
         again = waiting or _Waiting(scope, now)
         again.turns = 0
         again.poll = min(again.poll * 2, _POLL_LAST)
@@ -155,7 +187,7 @@ class Delivery:
 
     # -- rule 5 ----------------------------------------------------------------------------------
 
-    def _watch(self, scope: Scope, now: Instant) -> None:
+    def _watch(self, scope: Hosted, now: Instant) -> None:
         # The wait is the same for all, so a queue does: one alarm for its head.
         self._watched.append((now + CLEANUP_GRACE, scope))
         if len(self._watched) == 1:
@@ -170,7 +202,7 @@ class Delivery:
         if self._watched:
             self._alarm(self._watched[0][0], self._look)
 
-    def _remind(self, scope: Scope, delivered_at: Instant, nth: int) -> None:
+    def _remind(self, scope: Hosted, delivered_at: Instant, nth: int) -> None:
         task = scope.task
         if scope.outcome is not None or task is None or task.done() or scope.deaf:
             return

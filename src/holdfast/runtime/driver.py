@@ -1,27 +1,30 @@
-"""What a loop keeps for its scopes: the root, the timers, the deliveries under way, the counters."""
+"""What a loop keeps for its scopes: the root, the timers, the deliveries under way, the counters.
+
+Most scopes live for microseconds, and nobody ever looks at them. So a scope that opens inside its
+own task is only noted in `young`. A few milliseconds later, or when somebody looks (a snapshot, a
+cancellation), those that are still open are settled: listed in the tree and given to the timers. A
+scope whose limit would pass before that is settled at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.instant import Instant
-from holdfast.domain.tree import Node
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.clock import clock_of
-from holdfast.runtime.delivery import Delivery
+from holdfast.runtime.delivery import Delivery, Hosted
 from holdfast.runtime.timers import Alarm, Entry, Timers
 
-if TYPE_CHECKING:
-    from holdfast.runtime.scope import Scope
-
-__all__ = ["Driver", "Swallow", "driver_of", "drivers"]
+__all__ = ["Driver", "Hosted", "Last", "Swallow", "driver_of", "drivers"]
 
 _KEPT_REPORTS: Final = 64
+_SETTLE_AFTER: Final[Duration] = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,30 @@ class Swallow:
     scope: str
     task: str
     cause: Cause
-    after: float
+    after: Duration
     stack: tuple[str, ...]
 
 
+class _Young(Protocol):
+    outcome: Outcome | None
+    limit: Instant
+
+    def settle(self) -> None: ...
+
+
 class Driver:
-    """Performs on one loop what the tree decides."""
+    """Performs on one loop what the tree decides.
+
+    Attributes:
+        loop: the loop.
+        now: its clock.
+        root: the scope of the process, as far as this loop goes.
+        counts: what was cancelled, by kind; what was swallowed; what escaped its parent.
+        swallowed: the last reports of cancellations that did not end their scope.
+        troubles: open scopes in which a cancellation began; while there is none, no scope needs to
+            look up whether one has reached it.
+        kept: strong references to detached tasks; the loop itself keeps weak ones.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -52,21 +73,50 @@ class Driver:
         self.root = Node("process")
         self.root.open_root(self.now())
         self.timers = Timers(loop, self.now, self._expire)
-        self.delivery = Delivery(loop, self.now, self._alarm, self._swallowed)
+        self.delivery = Delivery(loop, self.now, self.alarm, self._report)
         self.counts: Counter[str] = Counter()
         self.swallowed: deque[Swallow] = deque(maxlen=_KEPT_REPORTS)
         self.kept: set[asyncio.Task[Any]] = set()
-        """Strong references to detached tasks; the loop itself keeps weak ones."""
+        self.troubles = 0
+        self.young: list[_Young] = []
+        self.horizon: Instant = NEVER
+        self._tick: asyncio.TimerHandle | None = None
 
-    def begin(self, scope: Scope, cause: Cause) -> bool:
-        """Cancel `scope` with `cause` and deliver that to every task below. False when it is too late."""
+    # -- settling --------------------------------------------------------------------------------
+
+    def await_settling(self, scope: _Young, now: Instant) -> None:
+        """`scope` may be due before the next time that young scopes are settled, or none is set."""
+        if self._tick is None:
+            self._tick = self.loop.call_later(_SETTLE_AFTER, self._settle_in_time)
+            self.horizon = now + 2 * _SETTLE_AFTER
+        if scope.limit < self.horizon:
+            self.settle()
+
+    def settle(self) -> None:
+        """List every scope that is open in the tree, and give its limit to the timers."""
+        young = self.young[:]
+        self.young.clear()
+        for scope in young:
+            if scope.outcome is None:
+                scope.settle()
+
+    def _settle_in_time(self) -> None:
+        self._tick = None
+        self.horizon = NEVER
+        self.settle()
+
+    # -- cancelling ------------------------------------------------------------------------------
+
+    def begin(self, scope: Hosted, cause: Cause) -> bool:
+        """Cancel `scope` with `cause`, and deliver that to every task below it; false when too late."""
+        self.settle()
         if not scope.cancel_node(cause):
             return False
         self.counts[f"cancelled.{cause.kind}"] += 1
         self.delivery.reach(scope)
         return True
 
-    def alarm(self, at: Instant, call: Any) -> Alarm:
+    def alarm(self, at: Instant, call: Callable[[], object]) -> Alarm:
         """Call `call` at `at`, unless the alarm is dropped before."""
         entry = Alarm(at, call)
         self.timers.add(entry, at)
@@ -76,23 +126,21 @@ class Driver:
         """Forget an alarm; does nothing when it has rung."""
         self.timers.discard(alarm, alarm.limit)
 
-    def _alarm(self, at: Instant, call: Any) -> None:
-        self.alarm(at, call)
-
     def _expire(self, due: Sequence[Entry], now: Instant) -> None:
-        scopes: list[Scope] = []
+        scopes: list[Any] = []
         for entry in due:
             if isinstance(entry, Alarm):
                 entry.call()
             else:
-                scopes.append(entry)  # type: ignore[arg-type] - timers hold alarms and scopes only
+                scopes.append(entry)
         # Where a scope and one above it are due at once, the outer one is what ended.
         if len(scopes) > 1:
             scopes.sort(key=_depth)
         for scope in scopes:
-            self.begin(scope, scope.cause_of(CauseKind.DEADLINE, now))
+            if scope.outcome is None:
+                self.begin(scope, scope.cause_of(CauseKind.DEADLINE, now))
 
-    def _swallowed(self, scope: Scope, after: float, stack: tuple[str, ...]) -> None:
+    def _report(self, scope: Hosted, after: Duration, stack: tuple[str, ...]) -> None:
         self.counts["swallowed"] += 1
         cause = scope.reached()
         if cause is not None:
@@ -104,28 +152,29 @@ def _depth(node: Node) -> int:
     return node.depth
 
 
-_drivers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Driver] = (
-    weakref.WeakKeyDictionary()
-)
+_drivers: Final[dict[asyncio.AbstractEventLoop, Driver]] = {}
 
 
-class _Last:
-    # One slot in front of the weak dictionary: nearly every process has one loop.
+class Last:
+    """The driver that was asked for last: nearly every process has one loop."""
+
     driver: Driver | None = None
 
 
 def driver_of(loop: asyncio.AbstractEventLoop) -> Driver:
     """The driver of `loop`, made at its first scope."""
-    last = _Last.driver
+    last = Last.driver
     if last is not None and last.loop is loop:
         return last
     driver = _drivers.get(loop)
     if driver is None:
+        for old in [old for old in tuple(_drivers) if old.is_closed()]:
+            _drivers.pop(old, None)
         driver = _drivers[loop] = Driver(loop)
-    _Last.driver = driver
+    Last.driver = driver
     return driver
 
 
 def drivers() -> tuple[Driver, ...]:
     """The drivers of all loops that had a scope and are not closed."""
-    return tuple(driver for driver in tuple(_drivers.values()) if not driver.loop.is_closed())
+    return tuple(driver for loop, driver in tuple(_drivers.items()) if not loop.is_closed())

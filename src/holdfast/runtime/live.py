@@ -113,6 +113,7 @@ def tree() -> LiveTree:
     """A snapshot of every open scope in this process."""
     counts: dict[str, int] = {}
     for driver in drivers():
+        driver.settle()
         for name, value in driver.counts.items():
             counts[name] = counts.get(name, 0) + value
     return LiveTree(tuple(_snapshot(d.root, d, d.now(), ()) for d in drivers()), counts)

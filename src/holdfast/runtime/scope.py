@@ -20,15 +20,28 @@ from holdfast.domain.context import ANONYMOUS, Carried
 from holdfast.domain.errors import Cancelled, DeadlineExceeded, ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.tree import Node, Outcome, Refusal
-from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.driver import Driver, Last, driver_of
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.shields import frames_of, shield_mark
 
-__all__ = ["AMBIENT", "Scope", "Shield", "ambient"]
+__all__ = ["AMBIENT", "Scope", "ambient"]
 
 AMBIENT: Final[ContextVar[Scope | None]] = ContextVar("holdfast", default=None)
 
 _CO_ASYNC_GENERATOR: Final = 0x200
+_DONE: Final = Outcome.DONE
+_ANYIO: Final = "anyio._backends._asyncio"
+_modules: Final = sys.modules
+if sys.version_info >= (3, 12):
+    _current_task: Final = asyncio.current_task
+else:
+    # There it is written in Python and takes as long as half of entering a scope.
+    from asyncio.tasks import _current_tasks  # type: ignore[attr-defined] # pyright: ignore
+
+    def _current_task() -> asyncio.Task[Any] | None:
+        return _current_tasks.get(asyncio.get_running_loop())  # type: ignore[no-any-return]
+
+_frame: Final = sys._getframe  # pyright: ignore[reportPrivateUsage] - the only way, and CPython's
 
 
 class Scope(Node):
@@ -44,8 +57,9 @@ class Scope(Node):
         UsageError: it is entered twice, or `with` is used inside a coroutine.
     """
 
-    driver: Driver
-    carried: Carried = ANONYMOUS
+    # Defaults live on the class: a scope that nothing happens to writes only what it needs.
+    driver: Driver | None = None  # type: ignore[assignment]
+    given: Carried | None = None
     outer: Scope | None = None
     task: asyncio.Task[Any] | None = None
     mark: object = None
@@ -54,16 +68,23 @@ class Scope(Node):
     delivered: int = 0
     shields: int = 0
     deaf: bool = False
+    settled: bool = False
     wish: Duration = NEVER
     at: Instant = NEVER
     keep: Duration = 0.0
     grace: Duration = 0.0
+    special: bool = False
     generator: CodeType | None = None
     ledger: Ledger | None = None
+    reserve: Duration | None = None
 
     def __init__(self, name: str, seconds: Duration = NEVER) -> None:
         self.name = name
         self.wish = seconds
+        # What every scope reads: an instance's own value is found faster than a default of the class.
+        self.driver = None  # type: ignore[assignment]
+        self.outcome = None
+        self.tightens = self.settled = False
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -71,6 +92,16 @@ class Scope(Node):
     def deadline(self) -> Instant:
         """Monotonic instant at which the work is cancelled; infinite without one."""
         return self.limit
+
+    @property
+    def carried(self) -> Carried:
+        """Identity, stage and baggage: its own when it was given any, else those of the scope around."""
+        scope: Scope | None = self
+        while scope is not None:
+            if scope.given is not None:
+                return scope.given
+            scope = scope.outer
+        return ANONYMOUS
 
     def remaining(self) -> Duration:
         """Seconds until the deadline, 0.0 when it is spent, infinite without one."""
@@ -89,7 +120,7 @@ class Scope(Node):
 
     # -- steering --------------------------------------------------------------------------------
 
-    def cancel(self, detail: str = "", *, kind: CauseKind = CauseKind.CALLER) -> bool:
+    def cancel(self, detail: str = "", *, kind: CauseKind = CauseKind.CALLER) -> bool:  # type: ignore[override]
         """Cancel the work of this scope and everything below it.
 
         Returns false when the scope is closed or a cancellation had reached it already: the first
@@ -105,53 +136,61 @@ class Scope(Node):
 
     def cancel_node(self, cause: Cause) -> bool:
         """Record `cause` in the tree without delivering it; for the driver."""
-        return Node.cancel(self, cause)  # type: ignore[arg-type]
+        won = Node.cancel(self, cause)
+        self.driver.troubles += won
+        return won
 
     def move_deadline(self, at: Instant) -> Instant:
         """Move the deadline to the monotonic instant `at`, no later than the parent's; the new one.
 
+        Grace that is kept for shields stays kept. Scopes below follow, none beyond its own wish.
+
         Raises:
             UsageError: the scope is not open, or the call comes from another thread.
+            ValueError: `at` is not a number.
         """
         self._check_loop("move_deadline")
+        if at != at:
+            raise ValueError("a deadline must be a number, got nan")
         if self.outcome is not None or self.parent is None:
             raise UsageError(f"scope '{self.name}' is not open, so its deadline cannot move")
-        if self.tightens:
-            self.driver.timers.discard(self, self.limit)
-        bound = self.root.limit if self.shielded else self.parent.limit
-        self.limit = self.end = min(at, bound)
-        self.tightens = self.limit < bound or self.shielded
-        if self.tightens:
-            self.driver.timers.add(self, self.limit)
-        if self.children:
-            self._pull_in_children()
+        self.at, self.wish = at, NEVER
+        self.driver.settle()
+        self._follow()
         return self.limit
 
-    def lift(self) -> None:
-        """Take away the deadline: what this scope waited for is there, the rest is not bounded by it."""
+    def _follow(self) -> None:
+        """Take the limit that the parent's, or the own wish, has become."""
+        assert self.parent is not None
+        wished = min(self.at, self.opened_at + self.wish)
+        if self.keep:
+            wished = min(wished, self.parent.limit - self.keep)
+        limit = min(wished, self.parent.limit) - self.kept
+        self.retime(limit, limit < self.parent.limit)
+        for node in tuple(self.children or ()):
+            if isinstance(node, Scope):
+                node._follow()
+
+    def retime(self, limit: Instant, tightens: bool) -> None:
+        """Have another limit, and tell the timers."""
         if self.tightens:
             self.driver.timers.discard(self, self.limit)
-            self.tightens = False
-        self.limit = self.end = self.parent.limit if self.parent is not None else NEVER
+        self.limit, self.tightens = limit, tightens
+        if tightens and limit != NEVER:
+            self.driver.timers.add(self, limit)
 
-    def _pull_in_children(self) -> None:
-        # Children that inherited the old limit follow the new one; law 1 again.
-        for node in tuple(self.children or ()):
-            if isinstance(node, Scope) and not node.shielded:
-                if node.limit > self.limit or not node.tightens:
-                    if node.tightens:
-                        node.driver.timers.discard(node, node.limit)
-                    node.limit = node.end = self.limit
-                    node.tightens = False
-                node._pull_in_children()
+    def lift(self) -> None:
+        """Take away the deadline: what it was for is there, and the rest is not bounded by it."""
+        self.at = self.wish = NEVER
+        self.retime(self.parent.limit if self.parent is not None else NEVER, False)
 
     def _check_loop(self, call: str) -> None:
+        if self.driver is None:
+            raise UsageError(f"scope '{self.name}' is not entered, so it cannot {call}")
         try:
             here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        if "driver" not in self.__dict__:
-            raise UsageError(f"scope '{self.name}' is not entered, so it cannot {call}")
         if here is not self.driver.loop:
             raise UsageError(
                 f"{call}() of scope '{self.name}' was called from another thread or loop; "
@@ -161,58 +200,127 @@ class Scope(Node):
     # -- entering --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Scope:
-        task = asyncio.current_task()
+        task = _current_task()
         if task is None:
             raise UsageError("a scope needs a task: use it in a coroutine that the loop runs")
         self.enter(task)
-        caller = sys._getframe(1)
-        if caller.f_code.co_flags & _CO_ASYNC_GENERATOR:
-            self._entered_in_generator(caller)
+        if self.tightens:
+            frame = _frame(1)
+            if frame.f_code.co_flags & _CO_ASYNC_GENERATOR:
+                self._entered_in_generator(frame)
         return self
 
     def enter(self, task: asyncio.Task[Any]) -> None:
         """Open under the ambient scope, hosted by `task`, which is the running one."""
         outer = AMBIENT.get()
-        loop = asyncio.get_running_loop()
-        self._place(outer, driver_of(loop) if outer is None else _driver_for(outer, loop))
+        parent: Node
+        if outer is None:
+            driver = Last.driver
+            if self.special or driver is None or driver.loop is not task.get_loop():
+                return self._enter_with_care(outer, task)
+            parent = driver.root
+        elif outer.task is task and not self.special:
+            driver, parent = outer.driver, outer
+        else:
+            return self._enter_with_care(outer, task)
+        if self.driver is not None:
+            raise self._used_before()
+        # The same as `Node.admit`, unrolled: this is where nearly all scopes come through.
+        self.driver = driver
+        self.outer = outer
+        self.parent = parent
+        self.opened_at = now = driver.now()
+        limit = parent.limit
+        wish = now + self.wish
+        if wish < limit:
+            self.tightens = True
+            limit = wish
+        self.limit = limit
+        if limit <= now or parent.outcome is not None or driver.troubles:
+            self._enter_again(parent, now)
+        driver.young.append(self)
+        if limit <= driver.horizon:
+            driver.await_settling(self, now)
+        self.task = task
+        if cancelling := task.cancelling():
+            self.baseline = cancelling
+        if _ANYIO in _modules:
+            self.mark = shield_mark(task)
+        AMBIENT.set(self)
+        return None
+
+    def _enter_again(self, parent: Node, now: Instant) -> None:
+        # Something is the matter above: decide by the book.
+        self.tightens = False
+        refusal = self.admit(parent.nearest_open(), now, now + self.wish)
+        if refusal is not None:
+            raise self.refused(refusal, now)
+
+    def _enter_with_care(self, outer: Scope | None, task: asyncio.Task[Any]) -> None:
+        """Open where the way in is not the usual one: a first scope, another task, loop or wish."""
+        if self.driver is not None:
+            raise self._used_before()
+        loop = task.get_loop()
+        driver = outer.driver if outer is not None and outer.driver.loop is loop else driver_of(loop)
+        self.driver, self.outer = driver, outer
+        now = driver.now()
+        wish = min(now + self.wish, self.at)
+        parent: Node = driver.root
+        if outer is not None:
+            if outer.driver is driver:
+                parent = outer.nearest_open()
+                if isinstance(parent, Scope) and not parent.settled:
+                    driver.settle()  # what is below it must be found through it
+            else:  # a scope of another loop bounds this one, but is no parent: trees never cross
+                self.origin = outer.path
+                wish = min(wish, outer.limit)
+        if self.keep:
+            wish = min(wish, parent.limit - self.keep)
+        refusal = self.admit(parent, now, wish, self.grace)
+        if refusal is not None:
+            raise self.refused(refusal, now)
+        self.settle()
         self.task = task
         self.baseline = task.cancelling()
         self.mark = shield_mark(task)
         AMBIENT.set(self)
 
-    def _place(self, outer: Scope | None, driver: Driver) -> None:
-        if "driver" in self.__dict__:
-            raise UsageError(f"scope '{self.name}' was entered before; make a new one for each use")
-        self.driver = driver
-        now = driver.now()
-        wish = now + self.wish
-        if self.at < wish:
-            wish = self.at
-        parent: Node = driver.root
-        if outer is not None:
-            self.outer = outer
-            self.carried = outer.carried
-            if outer.driver is driver:
-                parent = outer if outer.outcome is None else outer.nearest_open()
-            else:  # a scope of another loop bounds this one, but is no parent: trees never cross
-                self.origin = outer.path
-                wish = min(wish, outer.limit)
-            if self.keep:
-                wish = min(wish, parent.limit - self.keep)
-        refusal = self.open(parent, now, wish, self.grace)
-        if refusal is not None:
-            raise self.refused(refusal, parent, now)
-        if self.tightens:
-            driver.timers.add(self, self.limit)
+    def settle(self) -> None:
+        """Be listed in the tree, and known to the timers."""
+        if not self.settled:
+            self.settled = True
+            if self.parent is not None and self.parent.outcome is not None:
+                self._escape(self.parent)  # left in the wrong order
+            self.link()
+            if self.tightens:
+                self.driver.timers.add(self, self.limit)
 
-    def refused(self, refusal: Refusal, parent: Node, now: Instant) -> ScopeEnded:
-        """The error for a scope that was not opened."""
-        cause = parent.reached()
-        if refusal is not Refusal.PARENT_CANCELLED or cause is None:
-            late = format_duration(max(0.0, now - self.limit))
-            detail = f"spent {late} before entry, so the body did not run"
-            cause = self.cause_of(CauseKind.DEADLINE, now, detail)
-        return _error_for(cause)
+    def _escape(self, parent: Node) -> None:
+        self.origin = self.path
+        self.parent = self.driver.root
+        self.tightens = self.limit != NEVER
+        self.driver.counts["escaped"] += 1
+
+    def _used_before(self) -> UsageError:
+        return UsageError(f"scope '{self.name}' was entered before; make a new one for each use")
+
+    def refused(self, refusal: Refusal, now: Instant) -> ScopeEnded:
+        """The error for a scope that was not opened: the cause that is in force above, if any."""
+        self.outcome = Outcome.REFUSED
+        cause = self.parent.reached() if self.parent is not None else None
+        if cause is not None:
+            return error_for(cause)
+        spent: Scope = self
+        while not spent.tightens and isinstance(spent.parent, Scope):
+            spent = spent.parent
+        ago = now - spent.limit
+        late = f" {format_duration(ago)}" if 0 <= ago < NEVER else ""
+        detail = f"spent{late} before '{self.name}' was entered, so its body did not run"
+        cause = spent.cause_of(CauseKind.DEADLINE, now, detail)
+        if spent is not self:
+            # Nobody gave the loop a chance to notice: the one whose limit it is ends now.
+            spent.driver.begin(spent, cause)
+        return error_for(spent.cause or cause)
 
     # -- leaving ---------------------------------------------------------------------------------
 
@@ -232,106 +340,120 @@ class Scope(Node):
         """
         if AMBIENT.get() is self:
             AMBIENT.set(self.outer)
+        driver = self.driver
+        late = self.tightens and self.limit <= driver.now()
+        if self.settled or late or exc is not None or driver.troubles:
+            self._leave_with_care(exc, late)
+        else:
+            self.outcome = _DONE
+            young = driver.young
+            if young and young[-1] is self:
+                young.pop()
+
+    def _leave_with_care(self, exc: BaseException | None, late: bool) -> None:
+        driver = self.driver
+        self.settle()
         if self.tightens:
-            self.driver.timers.discard(self, self.limit)
-            if self.cause is None and self.limit <= self.driver.now():
-                self._expire_late()
-        if self.cause is None and not self.delivered:
-            if self.root.cancelled_open:
-                self._pass_on()
-            self._close(Outcome.DONE if exc is None else _outcome_of(exc))
+            driver.timers.discard(self, self.limit)
+        if late and self.reached() is None:
+            # The body never gave the loop a chance to cancel it. The limit is spent all the same.
+            now = driver.now()
+            self.cancel_node(self.cause_of(CauseKind.DEADLINE, now, "noticed when the block ended"))
+            driver.counts[f"cancelled.{CauseKind.DEADLINE}"] += 1
+        if self.cause is not None or self.delivered:
+            self._leave_cancelled(exc)
             return
-        self._end_cancelled(exc)
+        self._pass_on()
+        self.shut(_DONE if exc is None else outcome_of(exc))
 
-    def _expire_late(self) -> None:
-        # The body never gave the loop a chance to cancel it. The limit is spent all the same.
-        now = self.driver.now()
-        if self.cancel_node(self.cause_of(CauseKind.DEADLINE, now, "noticed when the block ended")):
-            self.driver.counts[f"cancelled.{CauseKind.DEADLINE}"] += 1
-
-    def _end_cancelled(self, exc: BaseException | None) -> None:
+    def _leave_cancelled(self, exc: BaseException | None) -> None:
         task, cause = self.task, self.cause
-        if cause is None:
-            # Reached from above, in a task that no cancelled scope owns: let it pass as it came.
-            self._close(Outcome.CANCELLED)
-            return
+        cancelled = isinstance(exc, asyncio.CancelledError)
         foreign = False
-        if task is not None:
+        if task is not None and (cause is not None or not cancelled):
             for _ in range(self.delivered):
                 task.uncancel()
             foreign = task.cancelling() > self.baseline
-        own = exc is None or isinstance(exc, asyncio.CancelledError)
-        expired = cause.kind is CauseKind.DEADLINE
-        self._pass_on()
-        self._close(Outcome.EXPIRED if own and expired and not foreign else Outcome.CANCELLED)
-        if not own or (foreign and exc is not None):
-            if not isinstance(exc, ScopeEnded) and exc is not None:
+        if cause is None:
+            # The owner is above, in another task; here it only passes. But a block that was told to
+            # end must not look as if it had not been.
+            cause = None if cancelled else self.reached()
+        if cause is None or (foreign and cancelled) or not (exc is None or cancelled):
+            if cause is not None and exc is not None and not isinstance(exc, ScopeEnded):
                 exc.add_note(f"meanwhile: {cause.line()}")
+            self._pass_on()
+            self.shut(outcome_of(exc) if exc is not None else Outcome.CANCELLED)
             return
-        raise _error_for(cause) from exc
+        self._pass_on()
+        expired = cause.kind is CauseKind.DEADLINE
+        self.shut(Outcome.EXPIRED if expired else Outcome.CANCELLED)
+        raise error_for(cause) from exc
 
     def _pass_on(self) -> None:
         """A scope above that was cancelled meanwhile had to wait for this one: now it is its turn."""
-        top: Scope | None = None
+        owner: Scope | None = None
         node = self.parent
-        while isinstance(node, Scope) and not self.shielded:
-            if node.task is self.task and node.reached() is not None and node.delivered == 0:
-                top = node
+        while isinstance(node, Scope) and node.task is self.task:
+            if node.reached() is not None:
+                owner = node
             if node.shielded:
                 break
             node = node.parent
-        if top is not None:
-            self.driver.delivery.owed(top)
+        if owner is not None and owner.delivered == 0:
+            self.driver.delivery.owed(owner)
+
+    def shut(self, outcome: Outcome) -> None:
+        """Close the node, and see to children that are still open."""
+        if self.children:
+            self.driver.settle()
+        if self.cause is not None and self.outcome is None:
+            self.driver.troubles -= 1
+        reached = self.reached()
+        for node in self.close(outcome):
+            self.driver.troubles += reached is not None and node.cause is reached
+            self.driver.counts["escaped"] += 1
+            if isinstance(node, Scope) and node.tightens:
+                node.driver.timers.add(node, node.limit)
 
     def task_done(self, task: asyncio.Task[Any]) -> None:
         """Close with the task that the scope was made for."""
         if self.tightens:
             self.driver.timers.discard(self, self.limit)
         if task.cancelled():
-            self._close(Outcome.CANCELLED)
+            self.shut(Outcome.CANCELLED)
         else:
-            self._close(Outcome.DONE if task.exception() is None else Outcome.FAILED)
-
-    def _close(self, outcome: Outcome) -> None:
-        for node in self.close(outcome):
-            self.driver.counts["escaped"] += 1
-            if isinstance(node, Scope) and node.tightens:
-                node.driver.timers.add(node, node.limit)
+            self.shut(_DONE if task.exception() is None else Outcome.FAILED)
 
     # -- plain functions -------------------------------------------------------------------------
 
     def __enter__(self) -> Scope:
-        try:
-            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is not None and asyncio.current_task(loop) is not None:
-            raise UsageError(f"write 'async with' for scope '{self.name}' inside a coroutine")
+        self._refuse_in_coroutine()
+        if self.driver is not None:
+            raise self._used_before()
         outer = AMBIENT.get()
-        driver = outer.driver if outer is not None else thread_driver()
-        self._place_sync(outer, driver)
-        AMBIENT.set(self)
-        return self
-
-    def _place_sync(self, outer: Scope | None, driver: Driver) -> None:
-        # The tree and the timers belong to the loop's thread. A scope of a plain function takes the
-        # limit from there, and is a tree of its own.
-        if "driver" in self.__dict__:
-            raise UsageError(f"scope '{self.name}' was entered before; make a new one for each use")
-        self.driver = driver
+        self.driver = driver = outer.driver if outer is not None else _thread_driver()
         now = driver.now()
+        # The tree and the timers belong to the thread of the loop. A scope of a plain function takes
+        # its limit from there, and is a tree of its own.
         stub = Node("thread")
         stub.open_root(now)
         if outer is not None:
-            self.outer, self.carried, self.origin = outer, outer.carried, outer.path
-            stub.limit = stub.end = outer.limit
-            cause = outer.reached()
-            if cause is not None:
-                raise _error_for(cause)
+            self.outer, self.origin = outer, outer.path
+            stub.limit, stub.cause = outer.limit, outer.reached()
         wish = min(now + self.wish, self.at, stub.limit - self.keep)
-        refusal = self.open(stub, now, wish, self.grace)
+        refusal = self.admit(stub, now, wish, self.grace)
         if refusal is not None:
-            raise self.refused(refusal, stub, now)
+            raise self.refused(refusal, now)
+        AMBIENT.set(self)
+        return self
+
+    def _refuse_in_coroutine(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if asyncio.current_task(loop) is not None:
+            raise UsageError(f"write 'async with' for scope '{self.name}' inside a coroutine")
 
     def __exit__(
         self,
@@ -345,15 +467,15 @@ class Scope(Node):
         if exc is None and self.limit <= now:
             self.close(Outcome.EXPIRED)
             raise DeadlineExceeded(self.cause_of(CauseKind.DEADLINE, now, "a plain function ran on"))
-        self.close(Outcome.DONE if exc is None else _outcome_of(exc))
+        self.close(_DONE if exc is None else outcome_of(exc))
 
     # -- async generators ------------------------------------------------------------------------
 
     def _entered_in_generator(self, frame: FrameType) -> None:
         back = frame.f_back
-        if back is not None and back.f_globals.get("__name__") == "contextlib":
-            return  # an @asynccontextmanager: what runs while it is suspended is its body
-        self.generator = frame.f_code
+        if back is None or back.f_globals.get("__name__") != "contextlib":
+            self.generator = frame.f_code
+        # else an @asynccontextmanager: what runs while it is suspended is its body
 
     def suspended_in_generator(self) -> bool:
         """Whether the generator that entered this scope is suspended, so that its consumer runs."""
@@ -361,68 +483,6 @@ class Scope(Node):
             return False
         chain = frames_of(self.task.get_coro())
         return all(code is not self.generator for code, _ in chain)
-
-
-class Shield(Scope):
-    """A bounded time for clean-up, out of reach of the cancellation of the scopes around it."""
-
-    def __init__(self, name: str, grace: Duration) -> None:
-        super().__init__(name)
-        self.wish = grace
-
-    def enter(self, task: asyncio.Task[Any]) -> None:
-        outer = AMBIENT.get()
-        loop = asyncio.get_running_loop()
-        driver = driver_of(loop)
-        if "driver" in self.__dict__:
-            raise UsageError("a shield was entered before; make a new one for each use")
-        self.driver, self.outer = driver, outer
-        parent: Node = driver.root
-        if outer is not None:
-            self.carried = outer.carried
-            parent = outer.nearest_open() if outer.driver is driver else driver.root
-        self.open_shield(parent, driver.now(), self.wish)
-        self.task = task
-        self.baseline = task.cancelling()
-        self.mark = shield_mark(task)
-        self._count(+1)
-        if self.tightens:
-            driver.timers.add(self, self.limit)
-        AMBIENT.set(self)
-
-    def leave(self, exc: BaseException | None) -> None:
-        self._count(-1)
-        top: Scope | None = None
-        for node in self._hosts():
-            if node.reached() is not None and node.delivered == 0:
-                top = node
-        try:
-            super().leave(exc)
-        finally:
-            if top is not None:
-                self.driver.delivery.owed(top)
-
-    def shorten(self, now: Instant) -> None:
-        """A cancellation has begun outside: the grace runs from now."""
-        if now + self.wish < self.limit:
-            if self.tightens:
-                self.driver.timers.discard(self, self.limit)
-            self.limit = self.end = now + self.wish
-            self.tightens = True
-            self.driver.timers.add(self, self.limit)
-
-    def _hosts(self) -> list[Scope]:
-        """The scopes around this one that the same task hosts, innermost first."""
-        hosts: list[Scope] = []
-        node = self.parent
-        while isinstance(node, Scope) and node.task is self.task:
-            hosts.append(node)
-            node = node.parent
-        return hosts
-
-    def _count(self, by: int) -> None:
-        for node in self._hosts():
-            node.shields += by
 
 
 def ambient() -> Scope | None:
@@ -433,27 +493,24 @@ def ambient() -> Scope | None:
     return scope
 
 
-def thread_driver() -> Driver:
-    """A driver for plain functions that run without any loop around them."""
-    if _ThreadDriver.driver is None:
-        loop = asyncio.new_event_loop()
-        loop.close()
-        _ThreadDriver.driver = Driver(loop)
-    return _ThreadDriver.driver
-
-
-class _ThreadDriver:
+class _Thread:
     driver: Driver | None = None
 
 
-def _driver_for(outer: Scope, loop: asyncio.AbstractEventLoop) -> Driver:
-    driver = outer.driver
-    return driver if driver.loop is loop else driver_of(loop)
+def _thread_driver() -> Driver:
+    """A driver for plain functions that run without any loop around them."""
+    if _Thread.driver is None:
+        loop = asyncio.new_event_loop()
+        loop.close()
+        _Thread.driver = Driver(loop)
+    return _Thread.driver
 
 
-def _error_for(cause: Cause) -> ScopeEnded:
+def error_for(cause: Cause) -> ScopeEnded:
+    """The error of a scope that ended because of `cause`."""
     return DeadlineExceeded(cause) if cause.kind is CauseKind.DEADLINE else Cancelled(cause)
 
 
-def _outcome_of(exc: BaseException) -> Outcome:
+def outcome_of(exc: BaseException) -> Outcome:
+    """How a scope ended that `exc` left."""
     return Outcome.CANCELLED if isinstance(exc, asyncio.CancelledError) else Outcome.FAILED

@@ -11,35 +11,49 @@ loaded there is no shield to respect.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
-from collections.abc import Iterator, Mapping
-from types import CodeType
-from typing import Any, Final
+from collections.abc import Iterator
+from types import AsyncGeneratorType, CodeType
+from typing import Any, Final, cast
+from weakref import ref
 
-__all__ = ["frames_of", "in_worker_thread", "shield_mark", "shielded_within"]
+__all__ = ["anyio_shield", "frames_of", "in_worker_thread", "shield_mark", "shielded_within"]
 
 _BACKEND: Final = "anyio._backends._asyncio"
 _THREAD_CALLS: Final = frozenset({"run_sync_in_worker_thread"})
 _MAX_FRAMES: Final = 256
 
 
-def _innermost(task: asyncio.Task[Any]) -> Any:
-    backend = sys.modules.get(_BACKEND)
+_modules: Final = sys.modules
+
+
+def shield_mark(task: asyncio.Task[Any]) -> Any:
+    """The anyio cancel scope that `task` is in now; shields outside of it are not ours to respect."""
+    backend = _modules.get(_BACKEND)
     if backend is None:
         return None
-    states: Mapping[asyncio.Task[Any], Any] | None = getattr(backend, "_task_states", None)
-    state = None if states is None else states.get(task)
-    return getattr(state, "cancel_scope", None)
+    # `.data` of the weak dictionary, because this runs for every scope and its own `get` is Python.
+    state = backend._task_states.data.get(ref(task))
+    return None if state is None else state.cancel_scope
 
 
-def shield_mark(task: asyncio.Task[Any]) -> object:
-    """The anyio cancel scope that `task` is in now; shields outside of it are not ours to respect."""
-    return _innermost(task)
+def anyio_shield(task: asyncio.Task[Any]) -> Any:
+    """An anyio shield, entered, when `task` is inside an anyio scope; none otherwise.
+
+    anyio cancels again and again what is inside a cancelled scope, for example all that runs under a
+    middleware of Starlette; only a shield of its own kind holds that back.
+    """
+    if shield_mark(task) is None:
+        return None
+    scope = _modules["anyio"].CancelScope(shield=True)
+    scope.__enter__()
+    return scope
 
 
 def shielded_within(task: asyncio.Task[Any], mark: object) -> bool:
     """Whether `task` is inside an anyio shield that was entered after `mark` was taken."""
-    scope = _innermost(task)
+    scope = shield_mark(task)
     while scope is not None and scope is not mark:
         if getattr(scope, "shield", False):
             return True
@@ -50,16 +64,32 @@ def shielded_within(task: asyncio.Task[Any], mark: object) -> bool:
 def frames_of(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
     """Code and line of every suspended frame of a coroutine, outermost first."""
     for _ in range(_MAX_FRAMES):
-        for prefix in ("cr", "ag", "gi"):
+        if awaitable is None:
+            return
+        for prefix, link in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
             frame = getattr(awaitable, prefix + "_frame", None)
             if frame is not None:
                 yield frame.f_code, frame.f_lineno
-            inner = getattr(awaitable, prefix + ("_yieldfrom" if prefix == "gi" else "_await"), None)
-            if inner is not None:
+                awaitable = getattr(awaitable, link, None)
                 break
         else:
-            return
-        awaitable = inner
+            awaitable = _generator_behind(awaitable)
+
+
+def _generator_behind(awaitable: Any) -> Any:
+    """The async generator that an `asend`, `athrow` or `anext` object drives; none for others.
+
+    Those objects have no attribute that leads on, so the garbage collector is asked.
+    """
+    for _ in range(2):
+        if not type(awaitable).__name__.startswith(("async_generator_", "anext_")):
+            return None
+        inner = gc.get_referents(awaitable)
+        for found in inner:
+            if isinstance(found, AsyncGeneratorType):
+                return cast("Any", found)
+        awaitable = next((i for i in inner if type(i).__name__.startswith("async_gen")), None)
+    return None
 
 
 def in_worker_thread(task: asyncio.Task[Any]) -> bool:

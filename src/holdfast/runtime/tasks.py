@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -40,24 +41,23 @@ def spawn(
     Raises:
         ScopeEnded: `parent` is cancelled or spent; `coro` is closed and never runs.
     """
-    outer = AMBIENT.get()
-    scope = Scope(name)
+    scope = Scope(name, seconds)
     scope.driver = driver
+    scope.outer = AMBIENT.get() if origin is None else None
     if origin is not None:
-        scope.carried, scope.origin = origin.carried, origin.path
-    elif outer is not None:
-        scope.carried = outer.carried
+        scope.given, scope.origin = origin.carried, origin.path
     now = driver.now()
-    refusal = scope.open(parent, now, now + seconds)
+    if isinstance(parent, Scope) and not parent.settled:
+        driver.settle()
+    refusal = scope.admit(parent, now, now + seconds)
     if refusal is not None:
         coro.close()
-        raise scope.refused(refusal, parent, now)
+        raise scope.refused(refusal, now)
+    scope.settle()
     context = contextvars.copy_context()
     context.run(AMBIENT.set, scope)
     task = driver.loop.create_task(coro, name=name, context=context)
     scope.task = task
-    if scope.tightens:
-        driver.timers.add(scope, scope.limit)
     task.add_done_callback(scope.task_done)
     return task, scope
 
@@ -95,6 +95,8 @@ class TaskGroup:
     """Structured children; see `tasks`."""
 
     def __init__(self, name: str, seconds: Duration) -> None:
+        if seconds != seconds:
+            raise ValueError("a deadline must be a number, got nan")
         self.scope = Scope(name, seconds)
         self._open = False
         self._children: set[asyncio.Task[Any]] = set()
@@ -139,6 +141,8 @@ class TaskGroup:
         if exc is None or isinstance(exc, asyncio.CancelledError):
             self._leave(exc or cancelled)
         elif self._is_own_end(exc):
+            if self._errors:
+                self._leave(exc)
             self.scope.leave(exc)
         else:
             self._errors.insert(0, exc)
@@ -163,7 +167,8 @@ class TaskGroup:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 return error
         task = self.scope.task
-        if task is not None and task.cancelling() > self.scope.baseline:
+        recancel = sys.version_info >= (3, 13)  # before, a cancel that is taken back would still come
+        if recancel and task is not None and task.cancelling() > self.scope.baseline:
             # Somebody else cancelled us as well; the group must not hide it, nor the count change.
             task.uncancel()
             task.cancel()

@@ -42,6 +42,7 @@ class Exchange(Scope):
     arrival: Instant = 0.0
     left: Duration = NEVER
     idle: Duration = NEVER
+    special = True
     touched: Instant = 0.0
     _ledger: Ledger | None = None
     _name: str = ""
@@ -94,9 +95,10 @@ class Exchange(Scope):
             budget = self.idle = NEVER
         self.at = self.arrival + budget
         self.grace = limits.grace
-        carried = self._identify(inbound)
+        self.reserve = limits.reserve
+        self.given = self._identify(inbound)
         if self.at - now < limits.refuse_below and not terms.observing:
-            self.driver, self.carried = driver, carried
+            self.driver = driver
             elapsed = now - self.arrival
             what = f"not begun: {format_duration(self.at - now)} left"
             return Cause(CauseKind.DEADLINE, self.name, self.hop, now, budget, elapsed, what)
@@ -106,8 +108,6 @@ class Exchange(Scope):
             self.enter(task)
         except ScopeEnded as ended:
             return ended.cause
-        finally:
-            self.carried = carried
         if self.idle != NEVER:
             self._watch_idle(now)
         return None
@@ -176,7 +176,7 @@ class Exchange(Scope):
 
     # -- leaving ---------------------------------------------------------------------------------
 
-    def finish(self, error: BaseException | None) -> Cause | None:
+    def conclude(self, error: BaseException | None) -> Cause | None:
         """Close the scope; the cause when that is what ended it.
 
         Raises:

@@ -91,7 +91,7 @@ class HoldfastMiddleware:
                 await self.app(exchange.asgi, exchange.receive, exchange.send)
             except BaseException as exc:
                 error = exc
-            cause = exchange.finish(error)
+            cause = exchange.conclude(error)
             if exchange.terms.observing:
                 self._observe(exchange)
         if cause is not None:

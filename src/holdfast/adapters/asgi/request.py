@@ -21,7 +21,6 @@ from holdfast.adapters.asgi.exchange import Exchange, ended_by
 from holdfast.adapters.asgi.types import Headers, Message
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import NEVER, Duration
-from holdfast.domain.tree import Node
 from holdfast.runtime.tasks import aside
 
 __all__ = ["Request"]
@@ -115,7 +114,7 @@ class Request(Exchange):
 
     def cancel_node(self, cause: Cause) -> bool:
         """See `Scope`; an answer is due soon, whatever the handler does."""
-        won = Node.cancel(self, cause)
+        won = super().cancel_node(cause)
         if won and cause.kind is not CauseKind.DISCONNECT and not self.started:
             self.driver.alarm(self.driver.now() + _ANSWER_AFTER, self._answer_for_handler)
         return won

@@ -30,6 +30,7 @@ class Plan:
         config: the policy file that was named; `None` for the default one.
         source: the policy file that was read; `None` for the built-in policy.
         data: what it said.
+        home: the directory in which the command was given.
     """
 
     target: str
@@ -45,9 +46,18 @@ class Plan:
     config: Path | None = None
     source: Path | None = None
     data: Mapping[str, object] = field(default_factory=dict[str, object])
+    home: Path = field(default_factory=Path.cwd)
+
+    def read(self) -> PolicyFile:
+        """The policy that the file says now.
+
+        Raises:
+            ServeError: the file is missing or wrong.
+        """
+        return find_policy(self.config, self.service, self.home)
 
     def policy(self) -> PolicyFile:
-        """The policy of this run.
+        """The policy to begin with.
 
         Read anew in a process that reloads; workers get what the parent has read and found right.
 
@@ -55,5 +65,5 @@ class Plan:
             ServeError: the file was changed since and is wrong now.
         """
         if self.reload:
-            return find_policy(self.config, self.service, Path.cwd())
+            return self.read()
         return PolicyFile(self.source, self.data, policy_from_mapping(self.data, self.service))

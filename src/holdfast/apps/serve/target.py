@@ -155,10 +155,12 @@ def _checked(app: Any, target: str, factory: bool) -> Any:
     if not callable(app):
         raise ServeError(f"{what} is {_a(app)}, not an ASGI application")
     kind = type(app)
-    if callable(getattr(app, "wsgi_app", None)) or kind.__module__.startswith("django.core.handlers.wsgi"):
+    if callable(getattr(app, "wsgi_app", None)) or kind.__module__.startswith(
+        "django.core.handlers.wsgi"
+    ):
         raise ServeError(
-            f"{what} is a WSGI application ({kind.__module__}.{kind.__qualname__}), and serve hosts "
-            "ASGI; wrap it, for example in a2wsgi.WSGIMiddleware, or host it with a WSGI server"
+            f"{what} is a WSGI application ({kind.__module__}.{kind.__qualname__}), and serve "
+            "hosts ASGI; wrap it, for example in a2wsgi.WSGIMiddleware, or use a WSGI server"
         )
     count = _parameters(app)
     if count == 0 and not factory:

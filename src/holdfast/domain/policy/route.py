@@ -43,17 +43,18 @@ class Limits:
     Attributes:
         header: from the first byte to the end of the headers.
         request: the whole request, from its arrival; not for streams.
-        idle: between two messages of a stream.
+        idle: between two messages of a stream; five minutes, as Envoy has it.
         grace: clean-up after the limit, carved out of it beforehand.
-        reserve: what this hop keeps of the budget when it calls another.
+        reserve: what this hop keeps of the budget when it calls another, so that there is time to
+            hear from below who spent it.
         refuse_below: work with less than this left is refused before it begins.
     """
 
     header: Duration = 5.0
     request: Duration = 10.0
-    idle: Duration = 60.0
+    idle: Duration = 300.0
     grace: Duration = 0.0
-    reserve: Duration = 0.0
+    reserve: Duration = 0.01
     refuse_below: Duration = 0.0
 
 
@@ -169,13 +170,15 @@ class Resolved:
 def overridden(limits: Limits, overrides: Mapping[str, Duration]) -> Limits:
     """Limits with some of them set anew, in seconds.
 
-    A header limit that is only inherited shrinks with the request that it is a part of.
+    A header limit or a reserve that is only inherited shrinks with the request that it is a part of.
     """
     if not overrides:
         return limits
     found = replace(limits, **overrides)
     if "header" not in overrides and found.header > found.request:
-        return replace(found, header=found.request)
+        found = replace(found, header=found.request)
+    if "reserve" not in overrides and found.reserve > found.request / 10:
+        found = replace(found, reserve=found.request / 10)
     return found
 
 

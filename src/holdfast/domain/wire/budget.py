@@ -36,6 +36,7 @@ __all__ = [
     "encode_seconds",
     "outbound",
     "tightest",
+    "valid_name",
 ]
 
 Decode: TypeAlias = Callable[[bytes], Duration | None]
@@ -54,6 +55,11 @@ _GRPC_PARTS: Final = (("n", 1_000_000_000), ("u", 1_000_000), ("m", 1_000), ("S"
 _GRPC_MULTIPLES: Final = (("M", 60), ("H", 3600))
 _GRPC_PER: Final = {ord(unit): per for unit, per in _GRPC_PARTS}
 _GRPC_OF: Final = {ord(unit): size for unit, size in _GRPC_MULTIPLES}
+
+
+def valid_name(name: str) -> bool:
+    """Whether a text is a lower-case header name: 1 to 64 characters of an HTTP token."""
+    return _TOKEN.fullmatch(name) is not None
 
 
 def _whole_millis(raw: bytes, digits: int) -> Duration | None:
@@ -188,7 +194,7 @@ class BudgetHeaders:
         for side, pairs in (("inbound", self.inbound), ("outbound", self.outbound)):
             for index, (name, grammar) in enumerate(pairs):
                 path = f"headers.{side}[{index}]"
-                if not _TOKEN.fullmatch(name.decode("latin-1")):
+                if not valid_name(name.decode("latin-1")):
                     raise ConfigError(path, f"{name!r} is not a lower-case header name")
                 if grammar not in GRAMMARS:
                     known = ", ".join(GRAMMARS)
@@ -202,7 +208,7 @@ def _pair(path: str, text: str) -> tuple[bytes, str]:
     name, colon, grammar = (part.strip().lower() for part in text.partition(":"))
     if not colon:
         grammar = _KNOWN.get(name, "")
-    if not _TOKEN.fullmatch(name):
+    if not valid_name(name):
         raise ConfigError(path, f"{text!r} is not a header name")
     if not grammar:
         hint = f"write '{name}: millis', or one of: {', '.join(GRAMMARS)}"

@@ -1,0 +1,201 @@
+"""One exchange in a task of its own: it dials, sends, reads and closes.
+
+Nobody but Holdfast ever cancels that task, and Holdfast does so with the care of
+`runtime.delivery`. So the pool of httpcore never sees a cancellation in a place where it loses a
+connection for ever (httpcore 1.0.9 does: encode/httpcore#1093), whoever cancels the caller and
+however often. The caller is free at once; the task closes what it holds and ends by itself.
+
+The task reads ahead, at most 64 KiB, so that the connection of a small response is back in the pool
+before the caller has looked at it, also when the caller never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Final
+
+from holdfast.adapters.httpx.call import Call
+from holdfast.adapters.httpx.pools import mend
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import Cancelled
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.driver import driver_of
+from holdfast.runtime.scope import Scope, ambient
+from holdfast.runtime.tasks import spawn
+
+__all__ = ["Exchange"]
+
+_AHEAD: Final = 65_536
+_PATIENCE: Final[Duration] = 0.02
+"""Seconds that a cancelled caller waits for the exchange to end, so that what it used is free."""
+
+_CLOSING: Final[Duration] = 1.0
+"""Seconds that a caller who closes a response waits for that."""
+
+
+class Exchange:
+    """A request on its way and the response to it.
+
+    Args:
+        call: its bounds.
+        fragile: the pools that may lose a connection when it is cancelled.
+    """
+
+    scope: Scope
+    task: asyncio.Task[None]
+
+    def __init__(self, call: Call, fragile: tuple[Any, ...] = ()) -> None:
+        self.call = call
+        self.fragile = fragile
+        self.head: Any = None
+        self.inner: Any = None
+        self.chunks: deque[bytes] = deque()
+        self.size = 0
+        self.error: BaseException | None = None
+        self.ended = False
+        self.closing = False
+        self.loop = asyncio.get_running_loop()
+        self._reader: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    # -- in the caller's task --------------------------------------------------------------------
+
+    async def begin(self, transport: Any, request: Any) -> Any:
+        """Start; the response as soon as its head is there."""
+        driver = driver_of(self.loop)
+        here = ambient()
+        local = here is not None and here.driver is driver
+        self.task, self.scope = spawn(
+            self._run(transport, request),
+            name=self.call.name,
+            parent=here if here is not None and local else driver.root,
+            driver=driver,
+            seconds=NEVER if here is None or local else here.remaining(),
+        )
+        self.task.add_done_callback(self._finish)
+        try:
+            while self.head is None and not self.ended:
+                await self._news()
+        except asyncio.CancelledError as exc:
+            exc.add_note(f"{self.call.doing()} of '{self.call.name}'")
+            await self._abandon()
+            raise
+        if self.head is None:
+            raise self._failure()
+        return self.head
+
+    async def read(self) -> bytes | None:
+        """The next part of the body, or none after the last."""
+        while not self.chunks:
+            if self.ended:
+                if self.error is not None:
+                    raise self._failure()
+                return None
+            try:
+                await self._news()
+            except asyncio.CancelledError as exc:
+                exc.add_note(f"{self.call.doing()} of '{self.call.name}'")
+                raise
+        chunk = self.chunks.popleft()
+        self.size -= len(chunk)
+        self._wake(self._room)
+        return chunk
+
+    async def peek(self, most: int) -> bytes:
+        """The beginning of the body, which stays unread: all of it, or at least `most` bytes."""
+        while not self.ended and self.size < min(most, _AHEAD):
+            await self._news()
+        return b"".join(self.chunks)
+
+    async def close(self) -> None:
+        """Give the connection back, or close it when the body is not read to its end.
+
+        Goes on when the caller is cancelled meanwhile.
+        """
+        self.closing = True
+        self.chunks.clear()
+        if self.ended:
+            return
+        if self._room is not None and not self._room.done():
+            self._wake(self._room)
+        else:
+            self.scope.cancel("the response was closed before its end", kind=CauseKind.CALLER)
+        await asyncio.wait([self.task], timeout=_CLOSING)
+
+    async def _abandon(self) -> None:
+        self.closing = True
+        self.scope.cancel("its caller was cancelled", kind=CauseKind.PARENT)
+        if not self.ended:
+            await asyncio.wait([self.task], timeout=_PATIENCE)
+
+    async def _news(self) -> None:
+        self._reader = self.loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _failure(self) -> BaseException:
+        error = self.error
+        if error is None or isinstance(error, asyncio.CancelledError):
+            # Somebody who does not know Holdfast cancelled the task of the exchange.
+            cause = self.call.cause("its task was cancelled from outside", kind=CauseKind.CALLER)
+            return Cancelled(cause)
+        return error
+
+    # -- in its own task -------------------------------------------------------------------------
+
+    async def _run(self, transport: Any, request: Any) -> None:
+        try:
+            response = await transport.handle_async_request(request)
+            self.inner = response.stream
+            self.call.received = 0
+            if response.status_code == 101 or request.method == "CONNECT":
+                # The connection is the caller's now, to speak another protocol on. Nobody must read.
+                self.closing = True
+            self.head = response
+            self._wake(self._reader)
+            if response.status_code != 101 and request.method != "CONNECT":
+                await self._pump()
+        except asyncio.CancelledError as exc:
+            cause = self.scope.reached()
+            self.error = exc if cause is None else self.call.ended(cause)
+            for pool in self.fragile:
+                await mend(pool)
+            raise
+        except Exception as exc:
+            self.error = self.call.explained(exc)
+
+    async def _pump(self) -> None:
+        parts = self.inner.__aiter__()
+        try:
+            while not self.closing:
+                try:
+                    chunk = await parts.__anext__()
+                except StopAsyncIteration:
+                    break
+                self.call.received += len(chunk)
+                self.size += len(chunk)
+                self.chunks.append(chunk)
+                self._wake(self._reader)
+                while self.size >= _AHEAD and not self.closing:
+                    self._room = self.loop.create_future()
+                    await self._room
+        finally:
+            # A generator that is left alone would be closed some time by the garbage collector.
+            close = getattr(parts, "aclose", None)
+            if close is not None:
+                await close()
+            await self.inner.aclose()
+
+    def _finish(self, _: object) -> None:
+        self.ended = True
+        self._wake(self._reader)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+

@@ -1,0 +1,94 @@
+"""The one seam to httpx and httpx2: what of them is used, and our errors as they expect them.
+
+The two are the same API under two names. Everything of theirs is `Any` here and in the rest of the
+package: a request and its response are theirs, and which of the two it is is decided at run time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from holdfast.domain.cause import Cause
+from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
+
+if TYPE_CHECKING:
+    # A transport of ours is a subclass of the base class of whichever library it is made for; a
+    # type checker takes it for both.
+    Base = Any
+else:
+    Base = object
+
+__all__ = ["LIBRARIES", "Base", "Library", "library_of", "variant"]
+
+_NAMES: Final = ("httpx", "httpx2")
+
+
+class Library:
+    """httpx or httpx2.
+
+    Attributes:
+        name: `httpx` or `httpx2`.
+        api: the module.
+        in_memory: transports that have neither a pool nor a socket, so that a cancellation in any
+            place does them no harm, and that do not wait for the network.
+    """
+
+    def __init__(self, name: str, api: Any) -> None:
+        self.name = name
+        self.api = api
+        self.in_memory: tuple[type, ...] = (api.MockTransport, api.ASGITransport)
+        self.exceeded: Any = _as_timeout_of(api, DeadlineExceeded)
+        self.insufficient: Any = _as_timeout_of(api, InsufficientBudget)
+
+
+def _as_timeout_of(api: Any, ours: type[DeadlineExceeded]) -> Any:
+    # The programs that use httpx catch `httpx.TimeoutException` today. They shall go on to work, so
+    # the error is both. It is the general class, not ReadTimeout or one of its sisters: what ran out
+    # is the time for the whole call.
+    class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type, name-defined]
+        def __init__(self, cause: Cause, request: Any = None) -> None:
+            ours.__init__(self, cause)
+            self._request = request
+
+    OverTime.__name__ = OverTime.__qualname__ = ours.__name__
+    OverTime.__module__ = f"holdfast.adapters.{api.__name__}"
+    return OverTime
+
+
+def _installed() -> dict[str, Library]:
+    found: dict[str, Library] = {}
+    for name in _NAMES:
+        try:
+            found[name] = Library(name, import_module(name))
+        except ModuleNotFoundError as exc:
+            if exc.name != name:
+                raise
+    if not found:
+        raise ImportError(
+            "holdfast.adapters.httpx needs httpx or httpx2: "
+            "pip install 'holdfast[httpx]' or 'holdfast[httpx2]'"
+        )
+    return found
+
+
+LIBRARIES: Final[dict[str, Library]] = _installed()
+
+
+def library_of(*things: object) -> Library:
+    """The library that the first of `things` to know it belongs to; the newer one otherwise."""
+    for thing in things:
+        for cls in type(thing).__mro__:
+            library = LIBRARIES.get(cls.__module__.partition(".")[0])
+            if library is not None:
+                return library
+    return LIBRARIES["httpx2" if "httpx2" in LIBRARIES else "httpx"]
+
+
+def variant(cls: type, base: str, library: Library, made: dict[tuple[type, str], type]) -> type:
+    """The subclass of `cls` that is also a `base` of `library`, made once."""
+    key = (cls, library.name)
+    if key not in made:
+        both = (cls, getattr(library.api, base))
+        made[key] = type(cls.__name__, both, {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    return made[key]

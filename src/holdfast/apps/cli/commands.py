@@ -1,0 +1,132 @@
+"""The commands with their options. What they do is in the app of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast._version import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="holdfast",
+    help="Bounded work for Python services: one deadline from the edge to the last socket.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Bounded work for Python services: one deadline from the edge to the last socket."""
+
+
+@app.command()
+def serve(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:ATTR", help="The ASGI application: shop.main:app")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free port.")] = 8000,
+    uds: Annotated[str, typer.Option(metavar="PATH", help="Listen on a Unix socket instead.")] = "",
+    workers: Annotated[
+        int, typer.Option(min=1, envvar="WEB_CONCURRENCY", help="Processes that serve.")
+    ] = 1,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The policy; holdfast.toml here, if there is one."),
+    ] = None,
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the service, over the one in the policy.")
+    ] = "",
+    factory: Annotated[
+        bool, typer.Option("--factory", help="ATTR makes the application when it is called.")
+    ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start again when a Python file changes.")
+    ] = False,
+    access_log: Annotated[bool, typer.Option(help="Log each request.")] = True,
+    admin: Annotated[
+        bool,
+        typer.Option(
+            "--admin/--no-admin", help="A local socket for `holdfast tree`, for this user only."
+        ),
+    ] = True,
+) -> None:
+    """Host an ASGI application under a time-out policy.
+
+    SIGHUP reads the policy again; requests under way keep their limits. With several workers it
+    replaces them one by one.
+    """
+    from holdfast.apps.serve.plan import Plan
+    from holdfast.apps.serve.run import serve as run
+
+    if reload and workers > 1:
+        raise typer.BadParameter("--reload and --workers do not go together; leave one away")
+    plan = Plan(
+        target=target,
+        factory=factory,
+        host=host,
+        port=port,
+        uds=uds,
+        workers=workers,
+        reload=reload,
+        access_log=access_log,
+        admin=admin,
+        service=service,
+        config=None if config is None else config.absolute(),
+    )
+    raise typer.Exit(run(plan))
+
+
+@app.command()
+def tree(
+    pid: Annotated[
+        int | None, typer.Option(min=1, help="Of this process (a supervisor shows its workers).")
+    ] = None,
+    url: Annotated[
+        str, typer.Option(help="Of the service at this URL; it must show it, see [debug].")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again each second.")] = False,
+) -> None:
+    """Show the open scopes of running services: what works, for how long, and how long it may."""
+    from holdfast.apps.tree.show import show
+
+    if pid is not None and url:
+        raise typer.BadParameter("--pid and --url do not go together; leave one away")
+    raise typer.Exit(show(pid=pid, url=url, as_json=as_json, watch=watch))
+
+
+@app.command()
+def demo(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to run.")] = 10.0,
+) -> None:
+    """Show on this machine what a deadline does to three services, one behind the other."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    # By name: the demo is an app of its own, and not part of every installation.
+    if find_spec("holdfast.apps.demo") is None:
+        print("holdfast: the demo is not part of this installation")
+        raise typer.Exit(2)
+    raise typer.Exit(import_module("holdfast.apps.demo").run(as_json, seconds))

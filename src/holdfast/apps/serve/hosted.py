@@ -1,0 +1,69 @@
+"""The application with its policy, which can be changed while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable
+from typing import Final
+
+from holdfast.adapters.asgi import HoldfastMiddleware
+from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
+from holdfast.apps.serve.policyfile import PolicyFile
+from holdfast.domain.instant import Duration
+from holdfast.domain.policy import Policy, ServicePolicy
+from holdfast.domain.policy.route import Limits, overridden
+
+__all__ = ["Hosted", "drain_limit", "own_limits"]
+
+_LONGEST_DRAIN: Final = 30.0
+_UNWINDING: Final = 1.0
+
+
+def own_limits(policy: Policy) -> Limits:
+    """The limits of the service where no route says otherwise."""
+    own = policy.services.get(policy.service, ServicePolicy())
+    return overridden(policy.defaults, own.overrides)
+
+
+def drain_limit(policy: Policy) -> int:
+    """Whole seconds that requests under way get after the service was told to stop.
+
+    Law 1: no shorter than the longest limit that a request can have, so that it is its own limit
+    that ends it. Streams have none; for them 30 s is the end.
+    """
+    limits = own_limits(policy)
+    own = policy.services.get(policy.service, ServicePolicy())
+    routes = (*own.routes, *policy.routes)
+    longest = max([limits.request, *(overridden(limits, r.overrides).request for r in routes)])
+    if policy.mode != "enforce" or math.isinf(longest):
+        longest = _LONGEST_DRAIN
+    return math.ceil(longest + _UNWINDING)
+
+
+class Hosted:
+    """An ASGI application under a policy.
+
+    With the mode `off` the application is served bare: nothing of ours is on its way.
+    """
+
+    __slots__ = ("_entry", "bare", "file", "guarded", "header", "observed")
+
+    def __init__(self, app: App, file: PolicyFile) -> None:
+        self.bare = app
+        self.guarded = HoldfastMiddleware(app, policy=file.policy)
+        self.use(file)
+
+    def use(self, file: PolicyFile) -> None:
+        """From now on requests get their limits from `file`; those under way keep theirs."""
+        policy = file.policy
+        self.file = file
+        self.guarded.policy = policy
+        self.observed = policy.mode == "observe"
+        # Zero is no time at all, and so it cannot be meant: it stands for no limit.
+        self.header: Duration = own_limits(policy).header or math.inf
+        if policy.mode == "off":
+            self.header = math.inf
+        self._entry: App = self.bare if policy.mode == "off" else self.guarded
+
+    def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._entry(scope, receive, send)

@@ -1,0 +1,101 @@
+"""`holdfast serve`, all of it together."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+
+from holdfast._version import __version__
+from holdfast.apps.serve.plan import Plan
+from holdfast.apps.serve.policyfile import PolicyFile
+from holdfast.apps.serve.problem import ServeError
+from holdfast.domain.policy import describe
+
+__all__ = ["serve"]
+
+_FAILED = 2
+_INTERRUPTED = 130
+
+
+def serve(plan: Plan, say: Callable[[str], None] | None = None) -> int:
+    """Host the application of `plan` until a signal; the exit code.
+
+    Args:
+        plan: what to host, and how.
+        say: takes the lines for whoever typed the command; standard error by default.
+
+    Raises:
+        ServeError: it cannot start.
+    """
+    if find_spec("uvicorn") is None:
+        raise ServeError("uvicorn is not installed; run: pip install 'holdfast[serve]'")
+    from holdfast.apps.serve.listen import bind, remove_uds, url_of
+
+    file = plan.read()
+    plan = replace(plan, source=file.source, data=file.data)
+    if "" not in sys.path and str(plan.home) not in sys.path:
+        sys.path.insert(0, str(plan.home))
+    sock = bind(plan.host, plan.port, plan.uds)
+    try:
+        tell = say or _say
+        url = url_of(sock)
+        return _host(plan, file, sock, url, lambda: tell(_block(plan, file, url)))
+    finally:
+        sock.close()
+        if plan.uds:
+            remove_uds(plan.uds)
+
+
+def _host(
+    plan: Plan, file: PolicyFile, sock: socket.socket, url: str, ready: Callable[[], None]
+) -> int:
+    from uvicorn.supervisors import ChangeReload
+
+    from holdfast.apps.serve.listen import why_not
+    from holdfast.apps.serve.server import GuardedServer, Settings, Workers
+
+    settings = Settings(plan, file, url)
+    if plan.reload:
+        ready()
+        ChangeReload(settings, GuardedServer(settings, child=True).run, [sock]).run()
+        return 0
+    if plan.workers > 1:
+        ready()
+        workers = Workers(settings, [sock])
+        workers.run()
+        return _FAILED if workers.failed() else 0
+    server = GuardedServer(settings, ready)
+    try:
+        server.run([sock])
+    except OSError as error:
+        # Two that start at the same time can bind the same port; only one can listen on it.
+        if error.errno != errno.EADDRINUSE or server.started:
+            raise
+        raise ServeError(why_not(error, plan.host, plan.port)) from None
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return _INTERRUPTED if server.force_exit else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _block(plan: Plan, file: PolicyFile, url: str) -> str:
+    """What is served, where, and which policy holds."""
+    lines = [f"holdfast {__version__} serves {plan.target}", f"  listens on  {url}"]
+    if plan.reload:
+        lines.append(f"  reloads     when a Python file below {plan.home} changes")
+    elif plan.workers > 1:
+        lines.append(f"  processes   {plan.workers} workers, supervised by {os.getpid()}")
+    else:
+        lines.append(f"  process     {os.getpid()}")
+    lines.append(f"  policy      {file.source or 'built-in'}")
+    if plan.admin:
+        lines.append(f"  live tree   holdfast tree --pid {os.getpid()}")
+    return "\n".join([*lines, *(f"  {line}" for line in describe(file.policy).splitlines())])

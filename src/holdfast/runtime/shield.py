@@ -1,0 +1,71 @@
+"""The shield: a bounded time for clean-up, out of reach of the cancellation around it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.tree import Node
+from holdfast.runtime.driver import driver_of
+from holdfast.runtime.scope import AMBIENT, Scope
+from holdfast.runtime.shields import anyio_shield, shield_mark
+
+__all__ = ["Shield"]
+
+
+class Shield(Scope):
+    """Clean-up that a cancellation around it does not reach for `wish` seconds.
+
+    The grace runs from when the cancellation begins, or from the entry when that was before.
+    """
+
+    _inner: Any = None
+
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """See `Scope`; a shield is never refused."""
+        if self.driver is not None:
+            raise self._used_before()
+        outer = AMBIENT.get()
+        driver = driver_of(task.get_loop())
+        driver.settle()
+        self.driver, self.outer = driver, outer
+        parent: Node = driver.root
+        if outer is not None and outer.driver is driver:
+            parent = outer.nearest_open()
+        self.open_shield(parent, driver.now(), self.wish)
+        self.settled = True
+        self.task = task
+        self.baseline = task.cancelling()
+        self._inner = anyio_shield(task)
+        self.mark = shield_mark(task)
+        self._count(+1)
+        if self.tightens:
+            driver.timers.add(self, self.limit)
+        AMBIENT.set(self)
+
+    def leave(self, exc: BaseException | None) -> None:
+        """See `Scope`; a cancellation that waited outside is delivered now."""
+        self._count(-1)
+        if self._inner is not None:
+            self._inner.__exit__(None, None, None)
+        super().leave(exc)
+
+    def shorten(self, now: Instant) -> None:
+        """A cancellation has begun outside: the grace runs from now."""
+        if now + self.wish < self.limit:
+            self.retime(now + self.wish, True)
+
+    def _follow(self) -> None:
+        assert self.parent is not None
+        if self.parent.reached() is None:
+            self.retime(self.shield_limit(self.driver.now(), self.wish), True)
+        for node in tuple(self.children or ()):
+            if isinstance(node, Scope):
+                node._follow()
+
+    def _count(self, by: int) -> None:
+        node = self.parent
+        while isinstance(node, Scope) and node.task is self.task:
+            node.shields += by
+            node = node.parent
