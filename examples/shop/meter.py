@@ -1,9 +1,9 @@
 """The measuring instrument of the demo. Not a part of the shop: without it the shop is the same.
 
 Every hop is wrapped in a `Meter`. It counts what the hop does, and how much of that it does after
-the user had gone. For that the load generator says at which instant its user gives up, in a header;
-all hops run on one machine, where CLOCK_MONOTONIC is the same for all processes. `GET /stats` of any
-hop answers with the figures.
+the user had gone. For that the load generator says in a header at which instant its user gives up:
+all hops run on one machine, where CLOCK_MONOTONIC is the same for all processes. `GET /stats` of
+any hop answers with the figures.
 """
 
 from __future__ import annotations

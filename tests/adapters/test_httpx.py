@@ -159,7 +159,7 @@ def ok(lib: Any) -> tuple[list[Any], Any]:
     return seen, handler
 
 
-# -- what is sent ------------------------------------------------------------------------------------
+# -- what is sent ----------------------------------------------------------------------------------
 
 
 def test_without_a_scope_nothing_is_added(lib: Any) -> None:
@@ -261,7 +261,7 @@ def test_the_wait_for_the_pool_is_not_promised_to_the_next_hop(lib: Any) -> None
     run(main())
 
 
-# -- refusal -----------------------------------------------------------------------------------------
+# -- refusal ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("need", [0.0, 1.0])
@@ -291,7 +291,7 @@ def test_refused_before_dialling(lib: Any, need: float) -> None:
             run(main())
 
 
-# -- the deadline, whatever trickles -----------------------------------------------------------------
+# -- the deadline, whatever trickles ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("handler", [drip, drip_head, silent])
@@ -351,7 +351,7 @@ def test_without_a_task_of_its_own_a_body_keeps_its_deadline_too(lib: Any) -> No
     run(main())
 
 
-# -- the connection afterwards -----------------------------------------------------------------------
+# -- the connection afterwards ---------------------------------------------------------------------
 
 
 async def left_alone(server: Peer) -> None:
@@ -546,7 +546,7 @@ def test_a_big_body_waits_for_its_reader(lib: Any) -> None:
     run(main())
 
 
-# -- errors ------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def test_errors_of_the_library_stay_its_own(lib: Any) -> None:
@@ -571,7 +571,7 @@ def test_the_librarys_own_time_out_stays_its_own(lib: Any) -> None:
     run(main())
 
 
-# -- what the hop below says -------------------------------------------------------------------------
+# -- what the hop below says -----------------------------------------------------------------------
 
 THEIRS = Cause(CauseKind.DEADLINE, "charge/db", "orders", budget=0.2, elapsed=0.21)
 
@@ -639,7 +639,7 @@ def test_children_write_into_the_ledger_of_the_request(lib: Any) -> None:
     run(main())
 
 
-# -- clients -----------------------------------------------------------------------------------------
+# -- clients ---------------------------------------------------------------------------------------
 
 
 def test_instrument_is_idempotent_and_can_be_undone(lib: Any) -> None:
@@ -708,6 +708,7 @@ def test_every_nesting_leaves_the_count_of_cancellations_at_zero(lib: Any) -> No
             task = asyncio.current_task()
             assert task is not None
             for order in range(6):
+
                 async def call() -> None:
                     await http.get(server.url)
 

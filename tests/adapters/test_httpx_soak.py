@@ -1,7 +1,6 @@
 """Random cancellations from four sides, more callers than the pool has places, on a real server.
 
-In this same harness the plain client of httpx 0.28.1 / httpcore 1.0.9 is dead within the first 3,000
-requests: all ten places are taken for ever, by connections that are CONNECTING for nobody (run it:
+In this same harness the plain client of httpx 0.28.1 / httpcore 1.0.9 is dead long before the end: all ten places are taken for ever, by connections that are CONNECTING for nobody (run it:
 `python tests/adapters/test_httpx_soak.py httpx plain`). So is one whose calls have a task of their
 own but whose pool is not mended (see `adapters/httpx/pools.py`). That of httpx2 survives.
 

@@ -61,6 +61,7 @@ def test_httptools_calls_back_for_each_part_of_a_request() -> None:
     for name in ("on_message_begin", "on_headers_complete", "on_message_complete"):
         assert parameters(getattr(protocol, name)) == ["self"]
     assert httptools_impl.STATUS_LINE[408] == b"HTTP/1.1 408 Request Timeout\r\n"
+    assert "self.transport.set_protocol(protocol)" in source(protocol.handle_websocket_upgrade)
     assert "self.flow.pause_reading()" in source(protocol.on_headers_complete)
     assert "read_paused" in assigned(flow_control.FlowControl.__init__)
     assert "self.response_complete" in source(httptools_impl.RequestResponseCycle)

@@ -28,7 +28,7 @@ from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Carried, Identity
 from holdfast.domain.tree import Node, Outcome, Refusal
 
-NAMES = ("slots", "weight")
+NAMES = ("slots", "tries")
 REQUEST = Carried(Identity("a" * 32, "b" * 16), "canary")
 
 
@@ -323,7 +323,7 @@ class BudgetMachine(Walk):
             self.open(level, inf, 0.0)
             level = self.pairs[-1]
             self.endow_holds(level, {"slots": amount})
-            self.endow_purses(level, {"slots": amount})
+            self.endow_purses(level, {"tries": amount})
             made.append(self.all_holds[-1])
         return multiple(*made)
 
@@ -332,7 +332,7 @@ class BudgetMachine(Walk):
         node, record = scope
         if record.outcome:
             return multiple()
-        if set(wanted) & set(record.lent):
+        if set(wanted) & {*record.lent, *record.money}:
             with pytest.raises(ValueError, match="already"):
                 node.endow(holds=wanted)
             return multiple()
@@ -362,7 +362,7 @@ class BudgetMachine(Walk):
         node, record = scope
         if record.outcome:
             return multiple()
-        if set(wanted) & set(record.money):
+        if set(wanted) & {*record.lent, *record.money}:
             with pytest.raises(ValueError, match="already"):
                 node.endow(purses=wanted)
             return multiple()
@@ -382,7 +382,7 @@ class BudgetMachine(Walk):
     def lend(self, hold, amount):
         real, model = hold
         amount = min(amount, model.free() + 1)  # as a rule it fits, or is just too much
-        fits = amount <= model.free()
+        fits = not model.given_back and amount <= model.free()
         assert real.lend(amount) is fits
         if fits:
             model.direct += amount

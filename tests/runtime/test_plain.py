@@ -41,30 +41,26 @@ def test_a_plain_scope_bounds_what_is_left() -> None:
 
 
 def test_a_plain_scope_that_ran_over_says_so_at_its_end() -> None:
-    with pytest.raises(DeadlineExceeded):
-        with holdfast.timeout(0.01) as scope:
-            time.sleep(0.02)
+    with pytest.raises(DeadlineExceeded), holdfast.timeout(0.01) as scope:
+        time.sleep(0.02)
     assert scope.outcome is Outcome.EXPIRED
     assert holdfast.current().scope == ""
 
 
 def test_a_plain_scope_that_is_spent_runs_nothing() -> None:
-    with pytest.raises(DeadlineExceeded):
-        with holdfast.timeout(0):
+    with pytest.raises(DeadlineExceeded), holdfast.timeout(0):
+        pytest.fail("the body ran")
+    with pytest.raises(DeadlineExceeded), holdfast.timeout(0.01):
+        time.sleep(0.02)
+        with holdfast.timeout(5):
             pytest.fail("the body ran")
-    with pytest.raises(DeadlineExceeded):
-        with holdfast.timeout(0.01):
-            time.sleep(0.02)
-            with holdfast.timeout(5):
-                pytest.fail("the body ran")
     assert holdfast.current().scope == ""
 
 
 def test_an_error_in_a_plain_scope_goes_through() -> None:
-    with pytest.raises(ValueError, match="mine"):
-        with holdfast.timeout(0.001) as scope:
-            time.sleep(0.005)
-            raise ValueError("mine")
+    with pytest.raises(ValueError, match="mine"), holdfast.timeout(0.001) as scope:
+        time.sleep(0.005)
+        raise ValueError("mine")
     assert scope.outcome is Outcome.FAILED
 
 

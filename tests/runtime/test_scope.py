@@ -136,10 +136,9 @@ async def test_both_in_the_same_tick_the_outer_wins() -> None:
 async def test_both_due_when_the_loop_was_blocked_the_outer_wins() -> None:
     loop = asyncio.get_running_loop()
     with pytest.raises(DeadlineExceeded) as caught:
-        async with holdfast.timeout(2, name="outer"):
-            async with holdfast.timeout(1, name="inner"):
-                loop.call_soon(loop.jump, 5.0)  # type: ignore[attr-defined]
-                await forever()
+        async with holdfast.timeout(2, name="outer"), holdfast.timeout(1, name="inner"):
+            loop.call_soon(loop.jump, 5.0)  # type: ignore[attr-defined]
+            await forever()
     assert caught.value.cause.scope == "outer"
     assert counting() == 0
     assert driver().counts["cancelled.deadline"] == 1
@@ -181,9 +180,8 @@ async def test_a_scope_is_entered_once() -> None:
 
 
 async def test_a_plain_with_is_refused_in_a_coroutine() -> None:
-    with pytest.raises(UsageError, match="async with"):
-        with holdfast.timeout(1):
-            pass
+    with pytest.raises(UsageError, match="async with"), holdfast.timeout(1):
+        pass
 
 
 # -- leaving --------------------------------------------------------------------------------------
@@ -417,18 +415,17 @@ async def test_a_native_child_that_outlives_its_scope_is_counted_and_keeps_its_l
 
 async def test_the_middle_cleans_up_behind_a_shield_and_then_awaits() -> None:
     with pytest.raises(DeadlineExceeded) as caught:
-        async with holdfast.timeout(1, name="top"):
-            async with holdfast.scope("middle"):
-                try:
-                    async with holdfast.scope("leaf"):
-                        await forever()
-                finally:
-                    async with holdfast.shield(0.3):
-                        await asyncio.sleep(0.2)
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.sleep(5)
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.sleep(5)
+        async with holdfast.timeout(1, name="top"), holdfast.scope("middle"):
+            try:
+                async with holdfast.scope("leaf"):
+                    await forever()
+            finally:
+                async with holdfast.shield(0.3):
+                    await asyncio.sleep(0.2)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(5)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(5)
     assert caught.value.cause.scope == "top"
     assert counting() == 0
 
@@ -592,10 +589,9 @@ async def test_a_child_keeps_its_own_wish_when_the_parent_went_back_and_forth() 
 
 async def test_a_shield_is_not_cut_when_the_deadline_around_it_is_extended() -> None:
     began = now()
-    async with holdfast.timeout(1, name="outer") as outer:
-        async with holdfast.shield(0.5):
-            outer.move_deadline(began + 100)
-            await asyncio.sleep(10)
+    async with holdfast.timeout(1, name="outer") as outer, holdfast.shield(0.5):
+        outer.move_deadline(began + 100)
+        await asyncio.sleep(10)
 
 
 async def test_a_deadline_is_not_moved_to_nan() -> None:

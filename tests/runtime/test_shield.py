@@ -90,9 +90,8 @@ async def test_a_shield_that_overruns_and_swallows_is_reported_with_its_stack() 
         await asyncio.sleep(0.8)
 
     with contextlib.suppress(DeadlineExceeded):
-        async with holdfast.timeout(1, name="work"):
-            async with holdfast.shield(0.5, name="tidy"):
-                await hang()
+        async with holdfast.timeout(1, name="work"), holdfast.shield(0.5, name="tidy"):
+            await hang()
     reports = driver_of(asyncio.get_running_loop()).swallowed
     assert [report.scope for report in reports] == ["work/tidy"]
     assert any("hang" in line for line in reports[0].stack)
@@ -195,9 +194,8 @@ async def test_a_group_inside_a_shield_is_shielded() -> None:
 async def test_a_shield_that_overruns_ends_the_group_inside() -> None:
     began = now()
     with contextlib.suppress(DeadlineExceeded):
-        async with holdfast.timeout(1):
-            async with holdfast.shield(0.5), holdfast.tasks() as group:
-                child = group.start(forever())
+        async with holdfast.timeout(1), holdfast.shield(0.5), holdfast.tasks() as group:
+            child = group.start(forever())
     assert child.cancelled()
     assert now() - began == pytest.approx(1.5, abs=0.05)
     assert counting() == 0

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast.apps.cli import main
 from tests.apps.serving import Home
 
 pytestmark = pytest.mark.system
+
+
+WSGI = """
+class Site:
+    def __call__(self, environ, start_response):
+        return self.wsgi_app(environ, start_response)
+
+    def wsgi_app(self, environ, start_response):
+        return []
+
+app = Site()
+"""
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     made = Home(tmp_path)
     made.write("broken.py", "import does_not_exist\n")
-    made.write("wsgi.py", "from flask import Flask\napp = Flask('x')\n")
+    made.write("wsgi.py", WSGI)
     made.write(
         "bad.toml", '[timeouts]\nrequest = "10s"\n\n[[routes]]\npath = "/x"\nrequest = "soon"\n'
     )
@@ -32,7 +46,7 @@ CASES = {
     "no attribute": (("plain:aap",), "module 'plain' has no attribute 'aap'; did you mean 'app'"),
     "a file": (("plain.py",), "write the module, not the file: plain:app"),
     "not callable": (("plain:json.__name__",), "is a str, not an ASGI application"),
-    "wsgi": (("wsgi:app",), "is a WSGI application (flask.app.Flask)"),
+    "wsgi": (("wsgi:app",), "is a WSGI application (wsgi.Site)"),
     "a factory": (
         ("plain:make",),
         "takes no arguments; if it makes the application, add --factory",
@@ -55,15 +69,31 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# What is found before the application is loaded needs no process of its own.
+EARLY = ("bad key", "not toml", "no file", "uds directory", "uds file", "host")
+
+
+def check(case: str, code: int, output: str, errors: str) -> None:
+    assert CASES[case][1] in errors
+    assert errors.startswith("holdfast: ")
+    assert len(errors.splitlines()) == 1
+    assert (code, output) == (2, "")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in EARLY])
 def test_one_readable_message(home: Home, case: str) -> None:
-    words, message = CASES[case]
-    done = home.run("serve", *words)
-    assert message in done.stderr
-    assert done.stderr.startswith("holdfast: ")
-    assert len(done.stderr.splitlines()) == 1
-    assert done.returncode == 2
-    assert done.stdout == ""
+    done = home.run("serve", *CASES[case][0])
+    check(case, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_one_readable_message_before_anything_is_loaded(
+    home: Home, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home.path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    code = main(["serve", *CASES[case][0]])
+    check(case, code, *capsys.readouterr())
 
 
 def test_error_inside_the_users_module_shows_where(home: Home) -> None:

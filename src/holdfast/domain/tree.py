@@ -58,15 +58,22 @@ class Node:
         origin: path of the scope that detached work came from.
     """
 
-    # Defaults live on the class: a scope that nothing happens to writes only what it needs.
-    parent: Node | None = None
-    children: dict[Node, None] | None = None
-    limit: Instant = NEVER
+    # What every scope has is in slots and written at birth. CPython does not specialise access to an
+    # attribute that the class has too, so for these a default of the class would cost ten times as
+    # much; for what few scopes have, a default of the class costs nothing.
+    __slots__ = (
+        "__dict__",
+        "cause",
+        "children",
+        "limit",
+        "name",
+        "opened_at",
+        "outcome",
+        "parent",
+        "tightens",
+    )
+
     kept: Duration = 0.0
-    opened_at: Instant = 0.0
-    tightens: bool = False
-    cause: Cause | None = None
-    outcome: Outcome | None = None
     origin: str = ""
     shielded: bool = False
     holds: dict[str, Hold] | None = None
@@ -76,6 +83,13 @@ class Node:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.parent: Node | None = None
+        self.children: dict[Node, None] | None = None
+        self.limit: Instant = NEVER
+        self.opened_at: Instant = 0.0
+        self.tightens = False
+        self.cause: Cause | None = None
+        self.outcome: Outcome | None = None
 
     def __repr__(self) -> str:
         state = self.outcome or ("cancelled" if self.cause else "open")

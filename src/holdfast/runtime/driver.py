@@ -9,6 +9,8 @@ scope whose limit would pass before that is settled at once.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +60,7 @@ class Driver:
 
     Attributes:
         loop: the loop.
+        thread: of that loop.
         now: its clock.
         root: the scope of the process, as far as this loop goes.
         counts: what was cancelled, by kind; what was swallowed; what escaped its parent.
@@ -69,6 +72,7 @@ class Driver:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.thread = threading.get_ident()
         self.now = clock_of(loop)
         self.root = Node("process")
         self.root.open_root(self.now())
@@ -178,3 +182,12 @@ def driver_of(loop: asyncio.AbstractEventLoop) -> Driver:
 def drivers() -> tuple[Driver, ...]:
     """The drivers of all loops that had a scope and are not closed."""
     return tuple(driver for loop, driver in tuple(_drivers.items()) if not loop.is_closed())
+
+
+def _forget() -> None:
+    _drivers.clear()
+    Last.driver = None
+
+
+# The loops of the parent do not run in a forked child: their scopes are not its own.
+os.register_at_fork(after_in_child=_forget)

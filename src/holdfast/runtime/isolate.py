@@ -50,9 +50,11 @@ async def isolate(
         await _settled(task)
     except asyncio.CancelledError:
         scope.cancel("its caller was cancelled", kind=CauseKind.PARENT)
-        if not task.done():
-            await _give_up(task, patience)
-        _let_go(task, scope, dispose)
+        try:
+            if not task.done():
+                await _give_up(task, patience)
+        finally:  # a second cancellation may come while we wait, as it always does from anyio
+            _let_go(task, scope, dispose)
         raise
     if task.cancelled():
         cause = scope.reached() or scope.cause_of(CauseKind.CALLER, driver.now())

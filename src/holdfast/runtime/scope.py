@@ -10,6 +10,7 @@ it: the scope takes back what it delivered, and a cancellation by anybody else g
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextvars import ContextVar
 from types import CodeType, FrameType, TracebackType
@@ -35,13 +36,23 @@ _modules: Final = sys.modules
 if sys.version_info >= (3, 12):
     _current_task: Final = asyncio.current_task
 else:
-    # There it is written in Python and takes as long as half of entering a scope.
+    # There it is written in Python, and asks the kernel for the process id on the way: together as
+    # long as half of all else that entering a scope takes.
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined] # pyright: ignore
+    from threading import get_ident
 
     def _current_task() -> asyncio.Task[Any] | None:
-        return _current_tasks.get(asyncio.get_running_loop())  # type: ignore[no-any-return]
+        last = Last.driver
+        if last is not None and last.thread == get_ident():
+            task: asyncio.Task[Any] | None = _current_tasks.get(last.loop)
+            if task is not None:
+                return task
+        return asyncio.current_task()
 
 _frame: Final = sys._getframe  # pyright: ignore[reportPrivateUsage] - the only way, and CPython's
+
+
+_NOT_ENTERED: Final[Any] = None
 
 
 class Scope(Node):
@@ -57,34 +68,45 @@ class Scope(Node):
         UsageError: it is entered twice, or `with` is used inside a coroutine.
     """
 
-    # Defaults live on the class: a scope that nothing happens to writes only what it needs.
-    driver: Driver | None = None  # type: ignore[assignment]
+    __slots__ = (
+        "baseline",
+        "delivered",
+        "driver",
+        "mark",
+        "outer",
+        "settled",
+        "special",
+        "task",
+        "wish",
+    )
+
+    # See `Node` for what is a slot and what is a default of the class.
     given: Carried | None = None
-    outer: Scope | None = None
-    task: asyncio.Task[Any] | None = None
-    mark: object = None
     hop: str = ""
-    baseline: int = 0
-    delivered: int = 0
     shields: int = 0
     deaf: bool = False
-    settled: bool = False
-    wish: Duration = NEVER
     at: Instant = NEVER
     keep: Duration = 0.0
     grace: Duration = 0.0
-    special: bool = False
     generator: CodeType | None = None
     ledger: Ledger | None = None
     reserve: Duration | None = None
 
+    driver: Driver
+
     def __init__(self, name: str, seconds: Duration = NEVER) -> None:
+        # Not super().__init__(name): unrolled, as this runs for every scope.
         self.name = name
+        self.parent = self.children = self.cause = self.outcome = None
+        self.limit = NEVER
+        self.opened_at = 0.0
         self.wish = seconds
-        # What every scope reads: an instance's own value is found faster than a default of the class.
-        self.driver = None  # type: ignore[assignment]
-        self.outcome = None
-        self.tightens = self.settled = False
+        self.driver = _NOT_ENTERED
+        self.outer: Scope | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.mark: object = None
+        self.baseline = self.delivered = 0
+        self.tightens = self.settled = self.special = False
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -185,7 +207,7 @@ class Scope(Node):
         self.retime(self.parent.limit if self.parent is not None else NEVER, False)
 
     def _check_loop(self, call: str) -> None:
-        if self.driver is None:
+        if self.driver is _NOT_ENTERED:
             raise UsageError(f"scope '{self.name}' is not entered, so it cannot {call}")
         try:
             here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -203,51 +225,46 @@ class Scope(Node):
         task = _current_task()
         if task is None:
             raise UsageError("a scope needs a task: use it in a coroutine that the loop runs")
-        self.enter(task)
+        outer = AMBIENT.get()
+        if self.special:
+            driver = None
+        elif outer is None:
+            driver = Last.driver
+            if driver is not None and driver.loop is not task.get_loop():
+                driver = None
+        else:
+            driver = outer.driver if outer.task is task else None
+        if driver is None:
+            self.enter(task)
+        else:
+            # The same as `enter`, unrolled: this is where nearly all scopes come through.
+            if self.driver is not _NOT_ENTERED:
+                raise self._used_before()
+            self.driver = driver
+            self.outer = outer
+            self.parent = parent = driver.root if outer is None else outer
+            self.opened_at = now = driver.now()
+            limit = parent.limit
+            wish = now + self.wish
+            if wish < limit:
+                self.tightens = True
+                limit = wish
+            self.limit = limit
+            if limit <= now or parent.outcome is not None or driver.troubles:
+                self._enter_again(parent, now)
+            driver.young.append(self)
+            if limit <= driver.horizon:
+                driver.await_settling(self, now)
+            self.task = task
+            self.baseline = task.cancelling()
+            if _ANYIO in _modules:
+                self.mark = shield_mark(task)
+            AMBIENT.set(self)
         if self.tightens:
             frame = _frame(1)
             if frame.f_code.co_flags & _CO_ASYNC_GENERATOR:
                 self._entered_in_generator(frame)
         return self
-
-    def enter(self, task: asyncio.Task[Any]) -> None:
-        """Open under the ambient scope, hosted by `task`, which is the running one."""
-        outer = AMBIENT.get()
-        parent: Node
-        if outer is None:
-            driver = Last.driver
-            if self.special or driver is None or driver.loop is not task.get_loop():
-                return self._enter_with_care(outer, task)
-            parent = driver.root
-        elif outer.task is task and not self.special:
-            driver, parent = outer.driver, outer
-        else:
-            return self._enter_with_care(outer, task)
-        if self.driver is not None:
-            raise self._used_before()
-        # The same as `Node.admit`, unrolled: this is where nearly all scopes come through.
-        self.driver = driver
-        self.outer = outer
-        self.parent = parent
-        self.opened_at = now = driver.now()
-        limit = parent.limit
-        wish = now + self.wish
-        if wish < limit:
-            self.tightens = True
-            limit = wish
-        self.limit = limit
-        if limit <= now or parent.outcome is not None or driver.troubles:
-            self._enter_again(parent, now)
-        driver.young.append(self)
-        if limit <= driver.horizon:
-            driver.await_settling(self, now)
-        self.task = task
-        if cancelling := task.cancelling():
-            self.baseline = cancelling
-        if _ANYIO in _modules:
-            self.mark = shield_mark(task)
-        AMBIENT.set(self)
-        return None
 
     def _enter_again(self, parent: Node, now: Instant) -> None:
         # Something is the matter above: decide by the book.
@@ -256,9 +273,14 @@ class Scope(Node):
         if refusal is not None:
             raise self.refused(refusal, now)
 
-    def _enter_with_care(self, outer: Scope | None, task: asyncio.Task[Any]) -> None:
-        """Open where the way in is not the usual one: a first scope, another task, loop or wish."""
-        if self.driver is not None:
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """Open under the ambient scope, hosted by `task`, which is the running one.
+
+        Raises:
+            DeadlineExceeded, Cancelled, UsageError: see the class.
+        """
+        outer = AMBIENT.get()
+        if self.driver is not _NOT_ENTERED:
             raise self._used_before()
         loop = task.get_loop()
         driver = outer.driver if outer is not None and outer.driver.loop is loop else driver_of(loop)
@@ -330,7 +352,22 @@ class Scope(Node):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.leave(exc)
+        driver = self.driver
+        if (
+            self.settled
+            or exc is not None
+            or driver.troubles
+            or (self.tightens and self.limit <= driver.now())
+        ):
+            self.leave(exc)
+            return
+        # The same as `leave`, unrolled: nobody has ever looked at it.
+        if AMBIENT.get() is self:
+            AMBIENT.set(self.outer)
+        self.outcome = _DONE
+        young = driver.young
+        if young and young[-1] is self:
+            young.pop()
 
     def leave(self, exc: BaseException | None) -> None:
         """Close, and raise what ended the scope when it did not end by itself.
@@ -341,20 +378,10 @@ class Scope(Node):
         if AMBIENT.get() is self:
             AMBIENT.set(self.outer)
         driver = self.driver
-        late = self.tightens and self.limit <= driver.now()
-        if self.settled or late or exc is not None or driver.troubles:
-            self._leave_with_care(exc, late)
-        else:
-            self.outcome = _DONE
-            young = driver.young
-            if young and young[-1] is self:
-                young.pop()
-
-    def _leave_with_care(self, exc: BaseException | None, late: bool) -> None:
-        driver = self.driver
         self.settle()
         if self.tightens:
             driver.timers.discard(self, self.limit)
+        late = self.tightens and self.limit <= driver.now()
         if late and self.reached() is None:
             # The body never gave the loop a chance to cancel it. The limit is spent all the same.
             now = driver.now()
@@ -428,7 +455,7 @@ class Scope(Node):
 
     def __enter__(self) -> Scope:
         self._refuse_in_coroutine()
-        if self.driver is not None:
+        if self.driver is not _NOT_ENTERED:
             raise self._used_before()
         outer = AMBIENT.get()
         self.driver = driver = outer.driver if outer is not None else _thread_driver()
@@ -483,6 +510,10 @@ class Scope(Node):
             return False
         chain = frames_of(self.task.get_coro())
         return all(code is not self.generator for code, _ in chain)
+
+
+# A forked child works for nobody: the request of its parent is the parent's.
+os.register_at_fork(after_in_child=lambda: AMBIENT.set(None))
 
 
 def ambient() -> Scope | None:

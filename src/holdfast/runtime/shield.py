@@ -22,9 +22,13 @@ class Shield(Scope):
 
     _inner: Any = None
 
+    def __init__(self, name: str, grace: Duration) -> None:
+        super().__init__(name, grace)
+        self.special = True
+
     def enter(self, task: asyncio.Task[Any]) -> None:
         """See `Scope`; a shield is never refused."""
-        if self.driver is not None:
+        if self.parent is not None:
             raise self._used_before()
         outer = AMBIENT.get()
         driver = driver_of(task.get_loop())

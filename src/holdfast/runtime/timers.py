@@ -53,6 +53,7 @@ class Timers:
         self._buckets: dict[int, dict[Entry, None]] = {}
         self._keys: list[int] = []
         self._handle: asyncio.TimerHandle | None = None
+        self._sweep_at = _STALE_KEYS
         self.next: Instant = NEVER
 
     def __len__(self) -> int:
@@ -87,7 +88,7 @@ class Timers:
             self._handle = None
 
     def _open_bucket(self, key: int) -> dict[Entry, None]:
-        if len(self._keys) > _STALE_KEYS:
+        if len(self._keys) > self._sweep_at:
             self._sweep()
         bucket: dict[Entry, None] = {}
         self._buckets[key] = bucket
@@ -101,6 +102,7 @@ class Timers:
         if len(live) * 2 <= len(self._keys):
             self._buckets = live
             self._keys = sorted(live)
+        self._sweep_at = max(_STALE_KEYS, 2 * len(self._keys))
 
     def _arm(self, at: Instant) -> None:
         if self._handle is not None:

@@ -25,6 +25,9 @@ from typing import Any, Final
 
 import pytest
 
+# Before anything imports it: the laws are told with the values that broke them.
+pytest.register_assert_rewrite("holdfast.testing.laws")
+
 from holdfast.testing.leaks import run_checked
 from holdfast.testing.virtual import VirtualLoop
 

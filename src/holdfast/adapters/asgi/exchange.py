@@ -36,23 +36,50 @@ class Exchange(Scope):
         complete: whether the client has all that it will get.
     """
 
+    __slots__ = (
+        "_ledger",
+        "_name",
+        "_receive",
+        "_send",
+        "arrival",
+        "asgi",
+        "at",
+        "complete",
+        "given",
+        "grace",
+        "hop",
+        "idle",
+        "inbox",
+        "left",
+        "reserve",
+        "terms",
+        "touched",
+    )
+
     farewell = ""
-    complete: bool = False
-    inbox: Inbox | None = None
-    arrival: Instant = 0.0
-    left: Duration = NEVER
-    idle: Duration = NEVER
-    special = True
-    touched: Instant = 0.0
-    _ledger: Ledger | None = None
-    _name: str = ""
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
-        # Not super().__init__: names are costly, and made when somebody asks.
+        # Not super().__init__: the name is costly, and made when somebody asks.
+        self.parent = self.children = self.cause = self.outcome = None
+        self.limit = self.wish = NEVER
+        self.opened_at = 0.0
+        self.driver: Driver = None  # type: ignore[assignment]
+        self.outer = self.task = self.mark = None
+        self.baseline = self.delivered = 0
+        self.tightens = self.settled = False
+        self.special = True
         self.asgi = asgi
         self.terms = terms
         self._receive = receive
         self._send = send
+        self._name = ""
+        self._ledger: Ledger | None = None
+        self.inbox: Inbox | None = None
+        self.complete = False
+        self.arrival: Instant = 0.0
+        self.touched: Instant = 0.0
+        self.left: Duration = NEVER
+        self.idle: Duration = NEVER
 
     @property
     def name(self) -> str:  # type: ignore[override]

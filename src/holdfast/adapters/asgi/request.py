@@ -18,7 +18,8 @@ from typing import Final
 
 from holdfast.adapters.asgi.answers import problem_messages, server_timing
 from holdfast.adapters.asgi.exchange import Exchange, ended_by
-from holdfast.adapters.asgi.types import Headers, Message
+from holdfast.adapters.asgi.terms import Terms
+from holdfast.adapters.asgi.types import Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.tasks import aside
@@ -38,11 +39,15 @@ _EVENT_STREAM: Final = b"text/event-stream"
 class Request(Exchange):
     """The scope of one request, and the `receive` and `send` that its handler gets."""
 
+    __slots__ = ("muted", "started")
+
     farewell = "http.disconnect"
-    started: bool = False
-    muted: bool = False
     overdue: bool = False
     failure: Cause | None = None
+
+    def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
+        super().__init__(asgi, receive, send, terms)
+        self.started = self.muted = False
 
     async def send(self, message: Message) -> None:
         """The `send` of the handler."""

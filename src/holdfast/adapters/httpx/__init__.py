@@ -7,7 +7,7 @@
     async with holdfast.timeout(2.0):
         await client.get("http://orders.local/42")     # tells orders what is left of the 2 s
 
-What belongs here: carriers for the clients of the two libraries, which have one API under two names.
+What belongs here: carriers for the clients of the two libraries (one API, two names).
 What does not: retries, breakers, name lookup.
 """
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Literal, Self
 
-from holdfast.adapters.httpx.call import PEEK, Call, Compiled, Options, content_of, observe, sent_late
+from holdfast.adapters.httpx.call import (
+    PEEK,
+    Call,
+    Compiled,
+    Options,
+    content_of,
+    observe,
+    sent_late,
+)
 from holdfast.adapters.httpx.exchange import Exchange
-from holdfast.adapters.httpx.library import Base, library_of, variant
+from holdfast.adapters.httpx.library import AsyncBase, adopt, library_of, variant
 from holdfast.adapters.httpx.pools import guard_dialling, needs_mending, pools_below
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration
@@ -19,17 +27,15 @@ __all__ = ["AsyncHoldfastTransport"]
 
 Isolation = Literal["auto", "always", "never"]
 
-_MADE: Final[dict[tuple[type, str], type]] = {}
 
-
-class AsyncHoldfastTransport(Base):
+class AsyncHoldfastTransport(AsyncBase):
     """Sends what is left with every request, and never waits longer than what is left.
 
-    Wraps any asynchronous transport of httpx or httpx2. Every call is a scope of its own below the
-    ambient one; it raises, beside the errors of the library:
+    Wraps any asynchronous transport of httpx or httpx2. Every call is a scope of its own below
+    the ambient one; it raises, beside the errors of the library:
 
-    - `DeadlineExceeded`, which is the library's `TimeoutException` too: what was left is spent, also
-      while the body trickles in, or the hop below answered 504 because its part was spent;
+    - `DeadlineExceeded`, which is the library's `TimeoutException` too: what was left is spent,
+      also while the body trickles in, or the hop below answered 504 because its part was spent;
     - `InsufficientBudget`, likewise: refused before anything was sent.
 
     A deadline of a scope around the call ends that scope, as always: by cancelling the call.
@@ -39,18 +45,14 @@ class AsyncHoldfastTransport(Base):
         service: name of the service that is called; the host when empty.
         wire: which headers are sent.
         refuse_below: seconds; a call with less left is refused before it is sent.
-        reserve: seconds that are kept back from what the next hop is told.
+        reserve: seconds that are kept back from what the next hop is told; the policy of the
+            request may ask for more.
         raise_for_deadline: whether a 504 of a hop that ran out of time is raised as
             `DeadlineExceeded`, with that hop's cause in `cause.below`, or returned.
-        isolation: whether a call runs in a task of its own. `auto`: yes, unless `inner` is one of
+        isolation: whether a call has a task of its own. `auto`: yes, unless `inner` is one of
             the library's in-memory transports. Where it does not, a foreign cancellation
             (`asyncio.timeout`, `task.cancel()`) hits `inner` wherever it is.
     """
-
-    def __new__(cls, inner: Any, **_: Any) -> AsyncHoldfastTransport:
-        library = library_of(inner)
-        made: Any = object.__new__(variant(cls, "AsyncBaseTransport", library, _MADE))
-        return made
 
     def __init__(
         self,
@@ -63,10 +65,9 @@ class AsyncHoldfastTransport(Base):
         raise_for_deadline: bool = True,
         isolation: Isolation = "auto",
     ) -> None:
+        adopt(self, "AsyncBaseTransport", inner)
         self.inner = inner
-        self._compiled = Compiled(
-            Options(service, wire, refuse_below, reserve, raise_for_deadline)
-        )
+        self._compiled = Compiled(Options(service, wire, refuse_below, reserve, raise_for_deadline))
         in_memory = library_of(inner).in_memory
         self._direct = isolation == "never" or (
             isolation == "auto" and isinstance(inner, in_memory)
@@ -128,7 +129,7 @@ class AsyncHoldfastTransport(Base):
         """Close the inner transport."""
         await self.inner.aclose()
 
-    async def __aenter__(self) -> AsyncHoldfastTransport:
+    async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
         return self
 
@@ -144,14 +145,11 @@ class AsyncHoldfastTransport(Base):
         return f"AsyncHoldfastTransport({self.inner!r})"
 
 
-_BODIES: Final[dict[tuple[type, str], type]] = {}
-
-
 def _body(kind: type, call: Call, source: Any) -> Any:
-    return variant(kind, "AsyncByteStream", call.library, _BODIES)(call, source)
+    return variant(kind, "AsyncByteStream", call.library)(call, source)
 
 
-class _Exchanged(Base):
+class _Exchanged:
     """The body of a response whose exchange has a task of its own."""
 
     def __init__(self, call: Call, exchange: Exchange) -> None:
@@ -170,7 +168,7 @@ class _Exchanged(Base):
         await self._exchange.close()
 
 
-class _Direct(Base):
+class _Direct:
     """A body that is read in the caller's task, within the limit that held when the call began."""
 
     def __init__(self, call: Call, source: Any) -> None:
@@ -228,4 +226,4 @@ class _Direct(Base):
 
 def _bounded_by(limit: float) -> bool:
     here = ambient()
-    return here is not None and here.limit <= limit and here.driver.now() < limit
+    return here is not None and here.limit <= limit and here.remaining() > 0

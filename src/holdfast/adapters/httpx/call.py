@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from holdfast.adapters.httpx.library import Library, library_of
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import ANONYMOUS
 from holdfast.domain.errors import Cancelled, DeadlineExceeded, ScopeEnded
-from holdfast.domain.instant import NEVER, Duration, format_duration
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.wire.baggage import format_baggage, parse_baggage
 from holdfast.domain.wire.budget import Decode, decoder, tightest
 from holdfast.domain.wire.inbound import OutboundCodec
@@ -22,7 +22,7 @@ from holdfast.domain.wire.problem import (
 )
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
-from holdfast.runtime.ambient import ledger
+from holdfast.runtime.ambient import hop_reserve, ledger
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.scope import ambient
 
@@ -64,7 +64,7 @@ class Compiled:
 
 
 class Call:
-    """One call and its bounds. The bounds are captured when it begins, and hold wherever it is read.
+    """One call and its bounds, which are captured when it begins and hold wherever it is read.
 
     Attributes:
         limit: monotonic instant at which it is over; infinite without a deadline.
@@ -72,8 +72,18 @@ class Call:
     """
 
     __slots__ = (
-        "begun", "compiled", "here", "ledger", "library", "limit", "name", "now", "received", "request"
-    )  # fmt: skip
+        "begun",
+        "compiled",
+        "here",
+        "ledger",
+        "library",
+        "limit",
+        "name",
+        "now",
+        "received",
+        "request",
+        "reserve",
+    )
 
     def __init__(self, compiled: Compiled, request: Any) -> None:
         here = ambient()
@@ -82,10 +92,12 @@ class Call:
         self.here = here
         self.library: Library = library_of(request)
         self.limit = NEVER if here is None else here.limit
-        self.now = monotonic if here is None else here.driver.now
+        driver = None if here is None else here.driver
+        self.now: Callable[[], Instant] = monotonic if driver is None else driver.now
         self.begun = self.now()
         self.received = -1
         self.ledger = ledger()
+        self.reserve = max(compiled.options.reserve, hop_reserve())
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
         host = compiled.options.service or url.host
@@ -115,7 +127,7 @@ class Call:
         )
 
     def exceeded(self, detail: str, *below: Cause) -> DeadlineExceeded:
-        """The error for a call whose limit is spent: ours, and a time-out of the library as well."""
+        """The error for a call whose limit is spent: ours, and the library's time-out as well."""
         error: DeadlineExceeded = self.library.exceeded(self.cause(detail, *below), self.request)
         return error
 
@@ -136,7 +148,7 @@ class Call:
         return Cancelled(cause)
 
     def explained(self, exc: BaseException) -> BaseException:
-        """`exc`, with a note; or our own error, when it is a time-out because the limit is spent."""
+        """`exc` with a note, or our own error when it is a time-out since the limit is spent."""
         if isinstance(exc, ScopeEnded) or self.limit == NEVER:
             return exc
         left = self.left
@@ -180,7 +192,7 @@ class Call:
             "",
             carried.stage,
             carried.baggage,
-            compiled.options.reserve,
+            self.reserve,
         )
         if not ours and not bounded:
             return request
@@ -189,7 +201,8 @@ class Call:
             extensions = request.extensions
             timeouts = clamped(extensions.get("timeout"), self.limit - self.now())
             fields["extensions"] = {**extensions, "timeout": timeouts}
-        twin: Any = object.__new__(type(request))
+        kind: Any = request.__class__
+        twin: Any = object.__new__(kind)
         twin.__dict__ = fields
         return twin
 
@@ -245,14 +258,14 @@ def sent_late(call: Call, extensions: dict[str, Any], *, is_async: bool) -> None
     Waiting for a place in the pool, connecting and the TLS handshake take from the same budget; a
     header from before would promise the next hop more than there is.
     """
-    budgets, reserve = call.compiled.budgets, call.compiled.options.reserve
+    budgets = call.compiled.budgets
     theirs: Any = extensions.get("trace")
 
     def look(event: str, info: Mapping[str, Any]) -> None:
         if event.endswith(".send_request_headers.started"):
             request = info.get("request")
             if request is not None:
-                headers = call.compiled.codec.headers(call.left, reserve=reserve)
+                headers = call.compiled.codec.headers(call.left, reserve=call.reserve)
                 fresh = {name.encode(): value.encode() for name, value in headers}
                 request.headers[:] = [
                     (name, _tighter(value, fresh.get(name.lower()), budgets.get(name.lower())))
@@ -283,11 +296,11 @@ def _tighter(value: bytes, fresh: bytes | None, decode: Decode | None) -> bytes:
     return fresh if tightest(decode(value), decode(fresh)) != decode(value) else value
 
 
-# -- the reply ---------------------------------------------------------------------------------------
+# -- the reply -------------------------------------------------------------------------------------
 
 
 def content_of(response: Any) -> bool:
-    """Whether a response should be looked into: it may be a problem document that says who was late."""
+    """Whether the body should be looked into: it may say who was late."""
     if response.status_code < 400:
         return False
     headers = response.headers
@@ -316,8 +329,10 @@ def observe(call: Call, response: Any, body: bytes) -> None:
         cause = replace(cause, hop=call.hop())
     if cause is not None and notes is not None:
         notes.blame(cause)
-    if told is not None and response.status_code == 504 and call.compiled.options.raise_for_deadline:
+    if (
+        told is not None
+        and response.status_code == 504
+        and call.compiled.options.raise_for_deadline
+    ):
         below = () if cause is None else (cause,)
         raise call.exceeded(f"{call.hop()} answered that its deadline is spent", *below)
-
-

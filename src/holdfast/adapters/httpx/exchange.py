@@ -152,7 +152,7 @@ class Exchange:
             self.inner = response.stream
             self.call.received = 0
             if response.status_code == 101 or request.method == "CONNECT":
-                # The connection is the caller's now, to speak another protocol on. Nobody must read.
+                # The connection is the caller's now, for another protocol. Nobody else must read.
                 self.closing = True
             self.head = response
             self._wake(self._reader)
@@ -197,5 +197,3 @@ class Exchange:
     def _wake(waiter: asyncio.Future[None] | None) -> None:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-

@@ -7,19 +7,43 @@ package: a request and its response are theirs, and which of the two it is is de
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
 
 if TYPE_CHECKING:
-    # A transport of ours is a subclass of the base class of whichever library it is made for; a
-    # type checker takes it for both.
-    Base = Any
-else:
-    Base = object
+    import httpx
+    import httpx2
 
-__all__ = ["LIBRARIES", "Base", "Library", "library_of", "variant"]
+    # At run time a transport gets the one base class that fits what it wraps (see `adopt`). To a
+    # type checker it is both, so that either client takes it.
+    class AsyncBase(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: Any) -> Any: ...
+        async def aclose(self) -> None: ...
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None = None,
+            exc_value: BaseException | None = None,
+            traceback: TracebackType | None = None,
+        ) -> None: ...
+
+    class SyncBase(httpx.BaseTransport, httpx2.BaseTransport):
+        def handle_request(self, request: Any) -> Any: ...
+        def close(self) -> None: ...
+        def __enter__(self) -> Self: ...
+        def __exit__(
+            self,
+            exc_type: type[BaseException] | None = None,
+            exc_value: BaseException | None = None,
+            traceback: TracebackType | None = None,
+        ) -> None: ...
+else:
+    AsyncBase = SyncBase = object
+
+__all__ = ["LIBRARIES", "AsyncBase", "Library", "SyncBase", "adopt", "library_of", "variant"]
 
 _NAMES: Final = ("httpx", "httpx2")
 
@@ -43,10 +67,9 @@ class Library:
 
 
 def _as_timeout_of(api: Any, ours: type[DeadlineExceeded]) -> Any:
-    # The programs that use httpx catch `httpx.TimeoutException` today. They shall go on to work, so
-    # the error is both. It is the general class, not ReadTimeout or one of its sisters: what ran out
-    # is the time for the whole call.
-    class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type, name-defined]
+    # Programs catch `httpx.TimeoutException` today and shall go on to work, so the error is both.
+    # It is the general class, not ReadTimeout or a sister of it: the time for the whole call ran out.
+    class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type]
         def __init__(self, cause: Cause, request: Any = None) -> None:
             ours.__init__(self, cause)
             self._request = request
@@ -85,10 +108,21 @@ def library_of(*things: object) -> Library:
     return LIBRARIES["httpx2" if "httpx2" in LIBRARIES else "httpx"]
 
 
-def variant(cls: type, base: str, library: Library, made: dict[tuple[type, str], type]) -> type:
+_VARIANTS: Final[dict[tuple[type, str], Any]] = {}
+
+
+def variant(cls: type, base: str, library: Library) -> Any:
     """The subclass of `cls` that is also a `base` of `library`, made once."""
+    parent: type = getattr(library.api, base)
+    if issubclass(cls, parent):
+        return cls
     key = (cls, library.name)
-    if key not in made:
-        both = (cls, getattr(library.api, base))
-        made[key] = type(cls.__name__, both, {"__module__": cls.__module__, "__doc__": cls.__doc__})
-    return made[key]
+    if key not in _VARIANTS:
+        body = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        _VARIANTS[key] = type(cls.__name__, (cls, parent), body)
+    return _VARIANTS[key]
+
+
+def adopt(transport: object, base: str, inner: object) -> None:
+    """Make `transport` a `base` of the library that `inner` belongs to."""
+    transport.__class__ = variant(type(transport), base, library_of(inner))

@@ -12,13 +12,21 @@ library's own, whatever that does between its reads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from holdfast.adapters.httpx.call import PEEK, Call, Compiled, Options, content_of, observe, sent_late
-from holdfast.adapters.httpx.library import Base, library_of, variant
+from holdfast.adapters.httpx.call import (
+    PEEK,
+    Call,
+    Compiled,
+    Options,
+    content_of,
+    observe,
+    sent_late,
+)
+from holdfast.adapters.httpx.library import SyncBase, adopt, variant
 from holdfast.adapters.httpx.pools import pools_below
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
@@ -40,7 +48,7 @@ _BOUND: Final = _Bound()
 
 
 @contextmanager
-def _within(limit: Instant) -> Iterator[None]:
+def _within(limit: Instant) -> Generator[None]:
     before = _BOUND.at
     _BOUND.at = min(before, limit)
     try:
@@ -93,32 +101,25 @@ def bound_network(transport: Any) -> None:
         if not isinstance(pool._network_backend, _Network):
             pool._network_backend = _Network(pool._network_backend)
         for connection in pool._connections:
-            inner = getattr(connection, "_connection", None)
+            inner: Any = getattr(connection, "_connection", None)
             stream = getattr(inner, "_network_stream", None)
             if stream is not None and not isinstance(stream, _Network):
                 inner._network_stream = _Network(stream)
 
 
 def unbound_network(transport: Any) -> None:
-    """Undo `bound_network`; connections that are open stay wrapped, and are not bounded any more."""
+    """Undo `bound_network`; connections that are open stay wrapped, but unbounded."""
     for pool in pools_below(transport):
         if isinstance(pool._network_backend, _Network):
             pool._network_backend = pool._network_backend.inner
 
 
-_MADE: Final[dict[tuple[type, str], type]] = {}
-
-
-class HoldfastTransport(Base):
+class HoldfastTransport(SyncBase):
     """Sends what is left with every request, and never waits longer than what is left.
 
     Wraps any synchronous transport of httpx or httpx2. For arguments and errors see
     `AsyncHoldfastTransport`; for what a bound cannot cover here, see the module.
     """
-
-    def __new__(cls, inner: Any, **_: Any) -> HoldfastTransport:
-        made: Any = object.__new__(variant(cls, "BaseTransport", library_of(inner), _MADE))
-        return made
 
     def __init__(
         self,
@@ -130,10 +131,9 @@ class HoldfastTransport(Base):
         reserve: Duration = 0.0,
         raise_for_deadline: bool = True,
     ) -> None:
+        adopt(self, "BaseTransport", inner)
         self.inner = inner
-        self._compiled = Compiled(
-            Options(service, wire, refuse_below, reserve, raise_for_deadline)
-        )
+        self._compiled = Compiled(Options(service, wire, refuse_below, reserve, raise_for_deadline))
         bound_network(inner)
 
     def handle_request(self, request: Any) -> Any:
@@ -145,9 +145,8 @@ class HoldfastTransport(Base):
             sent_late(call, outgoing.extensions, is_async=False)
         response = _in_time(call, lambda: self.inner.handle_request(outgoing))
         call.received = 0
-        response.stream = stream = variant(_Body, "SyncByteStream", call.library, _BODIES)(
-            call, response.stream
-        )
+        kind = variant(_Body, "SyncByteStream", call.library)
+        response.stream = stream = kind(call, response.stream)
         try:
             if call.left <= 0:
                 raise call.over()
@@ -162,7 +161,7 @@ class HoldfastTransport(Base):
         """Close the inner transport."""
         self.inner.close()
 
-    def __enter__(self) -> HoldfastTransport:
+    def __enter__(self) -> Self:
         self.inner.__enter__()
         return self
 
@@ -189,10 +188,7 @@ def _in_time(call: Call, work: Callable[[], Any]) -> Any:
         raise error from exc
 
 
-_BODIES: Final[dict[tuple[type, str], type]] = {}
-
-
-class _Body(Base):
+class _Body:
     """A body that is read within the limit that held when the call began."""
 
     def __init__(self, call: Call, source: Any) -> None:

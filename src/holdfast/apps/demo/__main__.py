@@ -1,4 +1,4 @@
-"""`python -m holdfast.apps.demo`: the demo, with the option that makes the picture for the README."""
+"""`python -m holdfast.apps.demo`: the demo, with the option that makes a picture of its report."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ async def _until_signal(seconds: Duration, show: Show) -> list[Run] | int:
     came: list[int] = []
 
     def end(number: int) -> None:
-        # Once: a second Ctrl-C must not disturb the clearing up, which takes two seconds at most.
+        # Once: a second Ctrl-C must not disturb the clearing up, which takes a second at most.
         if not came:
             this.cancel()
         came.append(number)
@@ -118,9 +118,8 @@ async def _until_signal(seconds: Duration, show: Show) -> list[Run] | int:
 
 def _first(error: BaseException) -> BaseException:
     """What went wrong first in a group, and in the groups in it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return _first(inner[0]) if inner else error
 
 
 async def _run(carriers: bool, seconds: Duration, show: Show) -> Run:

@@ -167,9 +167,10 @@ class Run:
         """The 504 that says most; the first of several."""
         best: Told | None = None
         for e in self.experiences:
-            if e.status == 504 and e.cause is not None and e.reply is not None:
-                if best is None or len(chain_of(e.cause)) > len(chain_of(best.cause)):
-                    best = Told(json.loads(e.reply.body), e.cause)
+            if e.status != 504 or e.cause is None or e.reply is None:
+                continue
+            if best is None or len(chain_of(e.cause)) > len(chain_of(best.cause)):
+                best = Told(json.loads(e.reply.body), e.cause)
         return best
 
     def as_dict(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,9 +28,9 @@ SERVICES: Final = ("edge", "orders", "payments", "bank")
 """The hops, from the user on."""
 
 _READY_WITHIN: Final[Duration] = 30.0
-_STOP_WITHIN: Final[Duration] = 2.0
 _COMMAND_WITHIN: Final[Duration] = 5.0
 _STEP: Final[Duration] = 0.05
+_STOP_STEPS: Final = 20
 _LAST_LINES: Final = 12
 _PACKAGE: Final = Path(_inside).parent
 
@@ -204,8 +204,9 @@ class Fleet:
         try:
             for process in processes:
                 process.terminate()
-            limit = monotonic() + _STOP_WITHIN
-            while any(p.poll() is None for p in processes) and monotonic() < limit:
+            for _ in range(_STOP_STEPS):
+                if all(process.poll() is not None for process in processes):
+                    break
                 await asyncio.sleep(_STEP)
         finally:
             for child in self._children.values():
@@ -222,7 +223,7 @@ def _command(*words: str) -> list[str]:
 
 
 @contextmanager
-def _free_ports(count: int) -> Iterator[list[int]]:
+def _free_ports(count: int) -> Generator[list[int]]:
     """Free ports, kept free of others in the block.
 
     A socket that is bound and does not listen keeps a port from being given to anybody who asks for

@@ -87,12 +87,15 @@ def _after(off: Run, on: Run) -> RenderableType:
 
     table = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
     table.title = "Work done after the caller had gone"
-    table.add_column("hop")
+    table.add_column("\nhop")
     for run in (off, on):
         style = _color(run)
-        table.add_column(f"{HEADINGS[run.carriers]}:", justify="right", header_style=style)
-        for name in ("requests", "at work", "held open"):
-            table.add_column(name, justify="right", style=style, header_style="dim")
+        for above, name in (
+            ("", "requests"),
+            (HEADINGS[run.carriers], "at work"),
+            ("", "held open"),
+        ):
+            table.add_column(f"{above}\n{name}", justify="right", style=style, header_style=style)
     for first, second in zip(off.hops, on.hops, strict=True):
         table.add_row(first.name, *_cells([first]), *_cells([second]))
     table.add_section()
@@ -102,7 +105,6 @@ def _after(off: Run, on: Run) -> RenderableType:
 
 def _cells(hops: Sequence[Hop]) -> tuple[str, ...]:
     return (
-        "",
         str(sum(hop.after_requests for hop in hops)),
         f"{sum(hop.after_work for hop in hops):.2f} s",
         f"{sum(hop.after_held for hop in hops):.2f} s",
@@ -133,7 +135,7 @@ def _users(off: Run, on: Run) -> RenderableType:
     if off.failed or on.failed:
         rows.append(("something else went wrong", str(off.failed), str(on.failed)))
     for name, part in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
-        rows.append((f"time to an answer, {name}", *(_when(run, part) for run in (off, on))))
+        rows.append((f"time to an answer, {name}", _when(off, part), _when(on, part)))
     rows.append(("tasks still running 1 s after the load", str(off.leaked), str(on.leaked)))
     for row in rows:
         table.add_row(*row)
@@ -175,8 +177,7 @@ def _told(run: Run) -> Iterator[RenderableType]:
 
 def _last(scope: str) -> str:
     """The innermost segment of a path of scopes that are named after requests."""
-    method = re.split(r"/(?=[A-Z]+ )", scope)[-1]
-    return method
+    return re.split(r"/(?=[A-Z]+ )", scope)[-1]
 
 
 def _tree(run: Run) -> Iterator[RenderableType]:
@@ -186,9 +187,11 @@ def _tree(run: Run) -> Iterator[RenderableType]:
         return
     yield Text()
     yield _heading("holdfast tree, while the load was on")
-    for line in run.tree[:_TREE_LINES]:
-        text = Text(f"  {line}", style="dim" if "waits in" in line else "", no_wrap=True)
+    # Where each one waits is left out: those are paths of this machine, and long.
+    lines = [line for line in run.tree if not line.lstrip().startswith("waits in ")]
+    for number, line in enumerate(lines[:_TREE_LINES]):
+        text = Text(f"  {line}", style="" if number else "bold", no_wrap=True)
         text.truncate(WIDTH, overflow="ellipsis")
         yield text
-    if len(run.tree) > _TREE_LINES:
-        yield Text(f"  ... and {len(run.tree) - _TREE_LINES} lines more", style="dim")
+    if len(lines) > _TREE_LINES:
+        yield Text(f"  ... and {len(lines) - _TREE_LINES} lines more", style="dim")

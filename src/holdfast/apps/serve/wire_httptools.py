@@ -59,7 +59,10 @@ class GuardedHttpTools(HttpToolsProtocol):
         # Waiting for the rest of the headers, or (as uvicorn stops its keep-alive timer at any
         # byte, also at an empty line before a request) for their beginning.
         if self._in_headers or (
-            self.timeout_keep_alive_task is None and not self._in_body and self._answered()
+            self.timeout_keep_alive_task is None
+            and not self._in_body
+            and self._answered()
+            and self.transport.get_protocol() is self  # else a WebSocket took it over
         ):
             self._guard.arm(now)
 
