@@ -8,12 +8,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 from bench._harness import Table
@@ -58,7 +59,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
     parser.add_argument("--only", action="append", choices=FIGURES, help="this figure; repeatable")
     parser.add_argument("--json", metavar="FILE", help="write what was measured to FILE")
-    parser.add_argument("--save", action="store_true", help=f"write it into {PAGE.relative_to(ROOT)}")
+    parser.add_argument(
+        "--save", action="store_true", help=f"write it into {PAGE.relative_to(ROOT)}"
+    )
     return parser.parse_args()
 
 
@@ -70,34 +73,34 @@ def _figure(name: str, quick: bool, step: Step, failed: list[str]) -> Iterator[T
         def part(done: float, what: str, index: int = index) -> None:
             step(name, (index + done) / len(variants), what)
 
-        table, error = _variant(name, variant, quick, part)
-        if table is None:
+        error = yield from _variant(name, variant, quick, part)
+        if error:
             failed.append(f"{name} {variant} failed: {error}")
-        else:
-            yield table
     step(name, 1.0, "")
 
 
 def _variant(
     name: str, variant: dict[str, Any], quick: bool, part: Callable[[float, str], None]
-) -> tuple[Table | None, str]:
+) -> Generator[Table, None, str]:
     command = [sys.executable, "-m", "bench._worker", name, json.dumps(variant)]
     command.append("quick" if quick else "full")
-    worker = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    table: Table | None = None
-    assert worker.stdout is not None and worker.stderr is not None
-    for line in worker.stdout:
-        told = json.loads(line)
-        if "table" in told:
-            table = Table.from_dict(told["table"])
-        else:
-            part(told["done"], told["what"])
-    error = worker.stderr.read()
-    if worker.wait() != 0:
-        return None, error
-    return table, error
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=errors
+        ) as worker,
+    ):
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            told = json.loads(line)
+            if "table" in told:
+                yield Table.from_dict(told["table"])
+            else:
+                part(told["done"], told["what"])
+        if worker.wait() == 0:
+            return ""
+        errors.seek(0)
+        return errors.read() or f"exit status {worker.returncode}"
 
 
 def environment() -> dict[str, str]:
@@ -133,7 +136,12 @@ def _progress(names: list[str]) -> Iterator[Step]:
     if not console.is_terminal:
         yield _plain
         return
-    columns = (TextColumn("{task.description:<11}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[what]}"))
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
     with Progress(*columns, console=console) as bars:
         tasks = {name: bars.add_task(name, total=1.0, start=False, what="") for name in names}
 

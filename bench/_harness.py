@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any, Final
 
 __all__ = [
+    "LOOPS",
     "Case",
     "Cell",
     "Check",
@@ -33,6 +34,9 @@ __all__ = [
     "sample",
     "size",
 ]
+
+LOOPS: Final = tuple(name for name in ("asyncio", "uvloop") if find_spec(name))
+"""The event loops that are installed."""
 
 Tell = Callable[[float, str], None]
 """Reports progress: the fraction that is done, and what runs now."""

@@ -27,7 +27,10 @@ def text(table: Table) -> str:
 
 def _grid(table: Table) -> list[str]:
     how = "ratio of minima (of medians)" if table.ratio else "best (median)"
-    lines = [f"| {how} | " + " | ".join(table.points) + " |", "|---" * (len(table.points) + 1) + "|"]
+    lines = [
+        f"| {how} | " + " | ".join(table.points) + " |",
+        "|---" * (len(table.points) + 1) + "|",
+    ]
     for index, row in enumerate(table.rows):
         shown = [_shown(table, row, index, point) for point in table.points]
         lines.append(f"| {row.name} | " + " | ".join(shown) + " |")

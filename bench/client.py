@@ -15,9 +15,7 @@ from bench._harness import Case, Table, Tell, absent, compare, duel, new_loop, r
 __all__ = ["TITLE", "VARIANTS", "measure"]
 
 TITLE: Final = "One call of a client"
-VARIANTS: Final = [
-    {"library": name} for name in ("httpx", "httpx2") if not absent(name)
-]
+VARIANTS: Final = [{"library": name} for name in ("httpx", "httpx2") if not absent(name)]
 PLAIN: Final = "plain"
 OURS: Final = "instrumented, under a deadline"
 URL: Final = "http://orders.local/42"
@@ -25,14 +23,14 @@ GOAL: Final = 1.15
 BATCH: Final = 8
 
 
-def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
+def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
     table = Table(f"{TITLE}: {variant['library']}", "us", ["call"])
     api = import_module(variant["library"])
     with asyncio.Runner(loop_factory=lambda: new_loop("asyncio")) as runner:
         cells = runner.run(duel(_contestants(api), rounds(quick, 80), tell))
     compare(table, "call", {name: cell.per(BATCH) for name, cell in cells.items()})
     table.goal(OURS, "call", GOAL)
-    return table
+    return [table]
 
 
 def _contestants(api: Any) -> list[Case]:

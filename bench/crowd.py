@@ -14,13 +14,25 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 import holdfast
-from bench._harness import Case, Cell, Check, Table, Tell, compare, new_loop, rounds, sample, size
+from bench._harness import (
+    LOOPS,
+    Case,
+    Cell,
+    Check,
+    Table,
+    Tell,
+    compare,
+    new_loop,
+    rounds,
+    sample,
+    size,
+)
 from bench.scope import BATCH, LIMIT, OURS, SECONDS, flat, nested
 
 __all__ = ["TITLE", "VARIANTS", "measure"]
 
 TITLE: Final = "Enter and leave one scope among many"
-VARIANTS: Final = [{"loop": "asyncio"}, {"loop": "uvloop"}]
+VARIANTS: Final = [{"loop": loop} for loop in LOOPS]
 CROWDS: Final = (1, 100, 10_000, 100_000)
 GOAL: Final = 1.3
 
@@ -63,16 +75,6 @@ class Crowd:
     async def measure(self, case: Case) -> float:
         return await sample(case, self.sizes[case.name])
 
-    def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        self.run(_settled(self.tasks))
-        self.loop.close()
-
-
-async def _settled(tasks: list[asyncio.Task[None]]) -> None:
-    await asyncio.wait(tasks)
-
 
 def _contestants(loop: asyncio.AbstractEventLoop) -> list[Case]:
     handles = {"call_at": loop.call_at, "time": loop.time, "nothing": _nothing}
@@ -81,7 +83,9 @@ def _contestants(loop: asyncio.AbstractEventLoop) -> list[Case]:
         Case(LIMIT, flat(handles, arm, "h{level}.cancel()", 1)),
         Case("empty", nested({}, "if True:", 1)),
         Case(OURS, nested({"open": holdfast.timeout}, f"async with open({SECONDS}):", 1)),
-        Case("asyncio.timeout", nested({"open": asyncio.timeout}, f"async with open({SECONDS}):", 1)),
+        Case(
+            "asyncio.timeout", nested({"open": asyncio.timeout}, f"async with open({SECONDS}):", 1)
+        ),
     ]
 
 
@@ -101,8 +105,6 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
         empty = cells.pop("empty")
         cells = {name: cell.less(empty).per(BATCH) for name, cell in cells.items()}
         compare(table, f"{crowd.count:,} open", cells)
-    for crowd in crowds:
-        crowd.close()
     own = next(row for row in table.rows if row.name == OURS).cells
     for point in table.points[1:]:
         grown = own[point].over(own[table.points[0]])

@@ -1,6 +1,7 @@
 """Figure 6: what `import holdfast` costs a process that starts.
 
-Each sample is a process of its own; interpreters that import nothing run in between and are taken off.
+Each sample is a process of its own; interpreters that import nothing run in between and are taken
+off.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STATEMENTS: Final = {
 }
 
 
-def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
+def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
     table = Table(TITLE, "ms", ["over a bare interpreter"], ratio=False)
     missing = absent("anyio", "httpx")
     wanted = {k: v for k, v in STATEMENTS.items() if k.removeprefix("import ") not in missing}
@@ -51,7 +52,7 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
     loaded = float(_loads_asyncio())
     table.checks.append(Check("modules named asyncio after it", Cell(loaded, loaded), 0.0))
     table.notes = [f"absent: {name}" for name in missing]
-    return table
+    return [table]
 
 
 def _start(statement: str) -> float:

@@ -10,16 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, Final
 
-from bench._harness import Case, Cell, Table, Tell, absent, compare, duel, new_loop, rounds
+from bench._harness import (
+    LOOPS,
+    Case,
+    Cell,
+    Check,
+    Table,
+    Tell,
+    absent,
+    compare,
+    duel,
+    new_loop,
+    rounds,
+)
 
 __all__ = ["TITLE", "VARIANTS", "measure"]
 
 TITLE: Final = "Enter and leave one scope"
-VARIANTS: Final = [
-    {"loop": loop, "anyio": anyio} for loop in ("asyncio", "uvloop") for anyio in (False, True)
-]
+VARIANTS: Final = [{"loop": loop, "anyio": anyio} for loop in LOOPS for anyio in (False, True)]
 
 SECONDS: Final = 30
 BATCH: Final = 256
@@ -27,6 +38,7 @@ DEPTHS: Final = (1, 5, 20)
 LIMIT: Final = "loop.call_at + cancel (limit)"
 OURS: Final = "holdfast.timeout"
 TIGHTER: Final = "holdfast.timeout, each tighter than the last"
+PEER: Final = "asyncio.timeout"
 EMPTY: Final = "empty"
 
 _LEVELS: Final = 10
@@ -45,7 +57,11 @@ def nested(names: dict[str, Any], opening: str, depth: int) -> Run:
     for low in reversed(range(0, depth, _LEVELS)):
         heads = [opening.format(level=level) for level in range(low, min(low + _LEVELS, depth))]
         if low == 0:
-            lines += ["async def run(batches):", " for _ in range(batches):", f"  for _ in range({BATCH}):"]
+            lines += [
+                "async def run(batches):",
+                " for _ in range(batches):",
+                f"  for _ in range({BATCH}):",
+            ]
             lines += [*_indented(heads, body, 3), "  await turn()"]
         else:
             lines += [f"async def below_{low}():", *_indented(heads, body, 1)]
@@ -100,11 +116,22 @@ def contestants(depth: int, with_anyio: bool) -> list[Case]:
     handles = {"call_at": loop.call_at, "time": loop.time, "nothing": _nothing}
     tokens = {"enter": _FLOOR.set, "leave": _FLOOR.reset}
     cases = [
-        Case(LIMIT, flat(handles, f"h{{level}} = call_at(time() + {SECONDS}, nothing)", "h{level}.cancel()", depth)),
-        Case("ContextVar set + reset (floor)", flat(tokens, "t{level} = enter(run)", "leave(t{level})", depth)),
+        Case(
+            LIMIT,
+            flat(
+                handles,
+                f"h{{level}} = call_at(time() + {SECONDS}, nothing)",
+                "h{level}.cancel()",
+                depth,
+            ),
+        ),
+        Case(
+            "ContextVar set + reset (floor)",
+            flat(tokens, "t{level} = enter(run)", "leave(t{level})", depth),
+        ),
         Case(EMPTY, nested({}, "if True:", depth)),
         Case(OURS, nested({"open": holdfast.timeout}, f"async with open({SECONDS}):", depth)),
-        Case("asyncio.timeout", nested({"open": asyncio.timeout}, f"async with open({SECONDS}):", depth)),
+        Case(PEER, nested({"open": asyncio.timeout}, f"async with open({SECONDS}):", depth)),
         Case("asyncio.wait_for", waiting(depth)),
     ]
     if depth > 1:
@@ -116,14 +143,12 @@ def contestants(depth: int, with_anyio: bool) -> list[Case]:
 def _optional(depth: int, with_anyio: bool) -> list[Case]:
     cases: list[Case] = []
     if not absent("async_timeout"):
-        import async_timeout
-
-        open_ = {"open": async_timeout.timeout}
-        cases.append(Case("async_timeout.timeout", nested(open_, f"async with open({SECONDS}):", depth)))
+        open_ = {"open": import_module("async_timeout").timeout}
+        cases.append(
+            Case("async_timeout.timeout", nested(open_, f"async with open({SECONDS}):", depth))
+        )
     if not absent("quattro"):
-        import quattro
-
-        open_ = {"open": quattro.fail_after}
+        open_ = {"open": import_module("quattro").fail_after}
         cases.append(Case("quattro.fail_after", nested(open_, f"with open({SECONDS}):", depth)))
     if with_anyio:
         import anyio
@@ -136,7 +161,7 @@ def _optional(depth: int, with_anyio: bool) -> list[Case]:
 def _nothing() -> None: ...
 
 
-def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
+def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
     loaded = bool(variant["anyio"])
     if loaded:
         import anyio._backends._asyncio  # noqa: F401 - its presence is what is measured
@@ -152,8 +177,11 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
             cells = runner.run(_column(depth, loaded, rounds(quick, 40), part))
             compare(table, f"depth {depth}", cells)
     for depth in DEPTHS:
-        table.goal(OURS, f"depth {depth}", 1.5 if depth == 1 else 1.0)
-    return table
+        point = f"depth {depth}"
+        table.goal(OURS, point, 1.5 if depth == 1 else 1.0)
+        peer = table.cell(OURS, point).over(table.cell(PEER, point))
+        table.checks.append(Check(f"{OURS}, {point}, against {PEER}", peer, 1.0))
+    return [table]
 
 
 async def _column(depth: int, with_anyio: bool, count: int, tell: Tell) -> dict[str, Cell]:

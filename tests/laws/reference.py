@@ -1,4 +1,4 @@
-"""The smallest carrier there is, a dict over a queue, and what it looks like when it breaks a law."""
+"""The smallest carrier, a dict over a queue, and what it looks like when it breaks a law."""
 
 from __future__ import annotations
 

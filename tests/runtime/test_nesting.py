@@ -1,5 +1,6 @@
 """Nests of four foreign and own layers in every order: one owner converts, the others let pass."""
 
+# The block under test is what raises, and it is never a single statement.
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Scopes on a loop: opening, expiring, cancelling, leaving."""
 
+# The block under test is what raises, and it is never a single statement.
+# ruff: noqa: PT012, SIM117, RUF043
 from __future__ import annotations
 
 import asyncio

@@ -5,7 +5,7 @@ kind     rule                                                           who uses
 =======  =============================================================  ==========================
 limit    child = min(parent, wish)                                      deadlines
 hold     lent while open; open children together never exceed parent    concurrency, exposure
-purse    a spend debits every ancestor; refilled only by success        retries, hedges, error budget
+purse    a spend debits every ancestor; only success refills it         retries, hedges, errors
 =======  =============================================================  ==========================
 
 Taking `min` for all three would bound each child but not their sum, and three tiers with three tries
@@ -27,7 +27,7 @@ def limit_within(parent: Instant, wish: Instant) -> Instant:
 
 
 def usable(left: Duration, reserve: Duration) -> Duration:
-    """Seconds of `left` that may be handed on when `reserve` seconds are kept back; never negative."""
+    """Seconds of `left` to hand on when `reserve` seconds are kept back; never negative."""
     return max(0.0, left - reserve)
 
 
@@ -127,8 +127,8 @@ class Purse:
     ) -> None:
         if not capacity >= 0:
             raise ValueError(f"a purse must not be negative, got {capacity}")
-        self.capacity = capacity if parent is None else min(capacity, parent.capacity)
-        self.balance = self.capacity if balance is None else min(balance, self.capacity)
+        self.capacity: float = capacity if parent is None else min(capacity, parent.capacity)
+        self.balance: float = self.capacity if balance is None else min(balance, self.capacity)
         self.parent = parent
 
     @property

@@ -1,8 +1,8 @@
 """Why a scope ended before its work did: who, why, when, on which hop.
 
-A cause is written once, where the cancellation begins, and read everywhere below. When the hop below
-reports a cause of its own, it is kept in `below`, so that the one at the edge can see who spent the
-budget.
+A cause is written once, where the cancellation begins, and read everywhere below. When the hop
+below reports a cause of its own, it is kept in `below`, so that the one at the edge can see who
+spent the budget.
 """
 
 from __future__ import annotations

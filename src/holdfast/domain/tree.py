@@ -1,6 +1,7 @@
 """The scope tree: open, close, cancel, spend.
 
-Rule 1. A node opens under an open parent, or not at all; its limit is never looser than the parent's.
+Rule 1. A node opens under an open parent, or not at all; its limit is never looser than that of
+        its parent.
 Rule 2. A node is cancelled at most once. The first cause wins; below, it is read by walking up.
 Rule 3. Cancellation stops at a shield, whose own limit then starts to run.
 Rule 4. A node closes once, with one outcome; closing gives back what it held.
@@ -73,6 +74,15 @@ class Node:
         "tightens",
     )
 
+    name: str
+    parent: Node | None
+    children: dict[Node, None] | None
+    limit: Instant
+    opened_at: Instant
+    tightens: bool
+    cause: Cause | None
+    outcome: Outcome | None
+
     kept: Duration = 0.0
     origin: str = ""
     shielded: bool = False
@@ -83,13 +93,10 @@ class Node:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.parent: Node | None = None
-        self.children: dict[Node, None] | None = None
-        self.limit: Instant = NEVER
-        self.opened_at: Instant = 0.0
+        self.parent = self.children = self.cause = self.outcome = None
+        self.limit = NEVER
+        self.opened_at = 0.0
         self.tightens = False
-        self.cause: Cause | None = None
-        self.outcome: Outcome | None = None
 
     def __repr__(self) -> str:
         state = self.outcome or ("cancelled" if self.cause else "open")
@@ -101,8 +108,8 @@ class Node:
     def path(self) -> str:
         """Names from the outermost scope to this one, joined by `/`. The root is left out."""
         names: list[str] = []
-        node: Node | None = self
-        while node is not None and node.parent is not None:
+        node: Node = self
+        while node.parent is not None:
             names.append(node.name)
             node = node.parent
         return "/".join(reversed(names)) or self.name
@@ -117,7 +124,7 @@ class Node:
 
     @property
     def end(self) -> Instant:
-        """Instant that the parent was promised: the limit of the work, and the grace kept for shields."""
+        """Instant that the parent was promised: the limit of the work and the grace for shields."""
         return self.limit + self.kept
 
     @property
@@ -239,7 +246,7 @@ class Node:
     # -- cancelling ------------------------------------------------------------------------------
 
     def cancel(self, cause: Cause) -> bool:
-        """Begin a cancellation here. False when it is closed or a cancellation already reached it."""
+        """Begin a cancellation here; false when it is closed or one has reached it already."""
         if self.outcome is not None or self.reached() is not None:
             return False
         self.cause = cause
@@ -347,6 +354,6 @@ class Node:
         return None
 
     def spend(self, name: str, amount: float = 1.0) -> bool:
-        """Debit the purse of that name here and in every ancestor. True where there is none at all."""
+        """Debit the purse of that name here and in every ancestor; true where there is none."""
         purse = self.purse(name)
         return purse is None or purse.spend(amount)

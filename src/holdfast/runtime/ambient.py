@@ -136,7 +136,7 @@ def ledger() -> Ledger | None:
 
 
 def hop_reserve() -> Duration:
-    """Seconds of the budget that this hop keeps back when it calls another; 0.0 where none is set."""
+    """Seconds that this hop keeps back when it calls another; 0.0 where nothing is set."""
     here = AMBIENT.get()
     while here is not None and here.reserve is None:
         here = here.outer

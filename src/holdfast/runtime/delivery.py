@@ -1,7 +1,7 @@
 """How a cancellation reaches the tasks.
 
 Rule 1. Once per task: the outermost cancelled scope that a task hosts is the one that cancels it.
-Rule 2. Not a task that somebody else is cancelling already: a second cancel would break its clean-up.
+Rule 2. Not a task that somebody else is cancelling: a second cancel would break its clean-up.
 Rule 3. Not a task that has already got what it waited for and has not run since: it would lose it
         (a connection that a pool just handed over). It gets a few turns of the loop to move on.
 Rule 4. Not through an anyio shield: it waits until the shield ends, and no longer than a bound.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from holdfast.domain.cause import Cause
 from holdfast.domain.instant import Duration, Instant
@@ -53,14 +53,20 @@ class Hosted(Protocol):
         outcome: how it ended; none while it is open.
     """
 
-    task: asyncio.Task[Any] | None
-    mark: object
-    baseline: int
     delivered: int
-    shields: int
-    deaf: bool
-    outcome: Outcome | None
 
+    @property
+    def task(self) -> asyncio.Task[Any] | None: ...
+    @property
+    def mark(self) -> object: ...
+    @property
+    def baseline(self) -> int: ...
+    @property
+    def shields(self) -> int: ...
+    @property
+    def deaf(self) -> bool: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
     @property
     def path(self) -> str: ...
     def reached(self) -> Cause | None: ...
@@ -230,7 +236,7 @@ def _may_cancel(task: asyncio.Task[Any]) -> bool:
             return False
         if not isinstance(waiter, asyncio.Task):
             return True
-        task = waiter
+        task = cast("asyncio.Task[Any]", waiter)
     return True
 
 

@@ -49,9 +49,10 @@ class Swallow:
 
 
 class _Young(Protocol):
-    outcome: Outcome | None
-    limit: Instant
-
+    @property
+    def outcome(self) -> Outcome | None: ...
+    @property
+    def limit(self) -> Instant: ...
     def settle(self) -> None: ...
 
 
@@ -82,7 +83,8 @@ class Driver:
         self.swallowed: deque[Swallow] = deque(maxlen=_KEPT_REPORTS)
         self.kept: set[asyncio.Task[Any]] = set()
         self.troubles = 0
-        self.young: list[_Young] = []
+        self.young: list[Any] = []
+        """Scopes (see the module) that nobody has looked at."""
         self.horizon: Instant = NEVER
         self._tick: asyncio.TimerHandle | None = None
 
@@ -112,7 +114,7 @@ class Driver:
     # -- cancelling ------------------------------------------------------------------------------
 
     def begin(self, scope: Hosted, cause: Cause) -> bool:
-        """Cancel `scope` with `cause`, and deliver that to every task below it; false when too late."""
+        """Cancel `scope` with `cause` and deliver it to every task below; false when too late."""
         self.settle()
         if not scope.cancel_node(cause):
             return False

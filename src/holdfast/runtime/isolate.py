@@ -1,8 +1,8 @@
 """Work in a task of its own, for libraries that break when a cancellation hits them anywhere.
 
-The caller is free at once when it is cancelled, by whomever. The work is cancelled too, but with the
-care of `delivery`: not in the middle of a hand-over, not inside a shield. What it still needs to
-clean up it does under the process, and a result that nobody waits for any more is disposed of.
+The caller is free at once when it is cancelled, by whomever. The work is cancelled too, but with
+the care of `delivery`: not in the middle of a hand-over, not inside a shield. What it still needs
+to clean up it does under the process; a result that nobody waits for any more is disposed of.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ class LiveScope:
 
     def lines(self, indent: str = "") -> list[str]:
         """The scope and everything below it as indented text."""
-        left = "no deadline" if self.remaining == NEVER else f"{format_duration(self.remaining)} left"
+        left = (
+            "no deadline" if self.remaining == NEVER else f"{format_duration(self.remaining)} left"
+        )
         text = f"{indent}{self.name}  {format_duration(self.age)} old, {left}"
         if self.task:
             text += f", task {self.task}"
@@ -119,9 +121,7 @@ def tree() -> LiveTree:
     return LiveTree(tuple(_snapshot(d.root, d, d.now(), ()) for d in drivers()), counts)
 
 
-def _snapshot(
-    node: Node, driver: Driver, now: Instant, above: tuple[str, ...]
-) -> LiveScope:
+def _snapshot(node: Node, driver: Driver, now: Instant, above: tuple[str, ...]) -> LiveScope:
     scope = node if isinstance(node, Scope) else None
     task = scope.task if scope is not None else None
     stack = stack_of(task) if task is not None else ()

@@ -29,7 +29,7 @@ class Shield(Scope):
     def enter(self, task: asyncio.Task[Any]) -> None:
         """See `Scope`; a shield is never refused."""
         if self.parent is not None:
-            raise self._used_before()
+            raise self.used_before()
         outer = AMBIENT.get()
         driver = driver_of(task.get_loop())
         driver.settle()

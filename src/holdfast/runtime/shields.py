@@ -29,7 +29,7 @@ _modules: Final = sys.modules
 
 
 def shield_mark(task: asyncio.Task[Any]) -> Any:
-    """The anyio cancel scope that `task` is in now; shields outside of it are not ours to respect."""
+    """The anyio cancel scope that `task` is in now; shields around it are not ours to respect."""
     backend = _modules.get(_BACKEND)
     if backend is None:
         return None
@@ -41,8 +41,8 @@ def shield_mark(task: asyncio.Task[Any]) -> Any:
 def anyio_shield(task: asyncio.Task[Any]) -> Any:
     """An anyio shield, entered, when `task` is inside an anyio scope; none otherwise.
 
-    anyio cancels again and again what is inside a cancelled scope, for example all that runs under a
-    middleware of Starlette; only a shield of its own kind holds that back.
+    anyio cancels again and again what is inside a cancelled scope, for example all that runs under
+    a middleware of Starlette; only a shield of its own kind holds that back.
     """
     if shield_mark(task) is None:
         return None

@@ -15,6 +15,7 @@ from holdfast.domain.errors import ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.tree import Node
 from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.scope import AMBIENT, Scope
 
 __all__ = ["TaskGroup", "aside", "detach", "spawn", "tasks"]
@@ -31,7 +32,7 @@ def spawn(
     parent: Node,
     driver: Driver,
     seconds: Duration = NEVER,
-    origin: Scope | None = None,
+    origin: HostedNode | None = None,
 ) -> tuple[asyncio.Task[T], Scope]:
     """Run `coro` in a task of its own, under a scope of its own below `parent`.
 
@@ -47,7 +48,7 @@ def spawn(
     if origin is not None:
         scope.given, scope.origin = origin.carried, origin.path
     now = driver.now()
-    if isinstance(parent, Scope) and not parent.settled:
+    if isinstance(parent, HostedNode) and not parent.settled:
         driver.settle()
     refusal = scope.admit(parent, now, now + seconds)
     if refusal is not None:
@@ -68,7 +69,7 @@ def detach(
     """Run `coro` beyond the request: it keeps identity and stage, but not deadline or cancellation.
 
     It runs under the scope of the process, with a link to where it came from, and is kept alive
-    until it is done. `timeout` is its own budget in seconds; when that is spent the task is cancelled.
+    until it is done. `timeout` is its own budget in seconds; when that is spent it is cancelled.
 
     Raises:
         RuntimeError: no loop is running.
@@ -112,7 +113,9 @@ class TaskGroup:
         """
         if not self._open:
             coro.close()
-            raise UsageError(f"task group '{self.scope.name}' is not open, so nothing can start in it")
+            raise UsageError(
+                f"task group '{self.scope.name}' is not open, so nothing can start in it"
+            )
         label = name or getattr(coro, "__name__", "child")
         task, _ = spawn(coro, name=label, parent=self.scope, driver=self.scope.driver)
         self._children.add(task)
@@ -167,7 +170,10 @@ class TaskGroup:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 return error
         task = self.scope.task
-        recancel = sys.version_info >= (3, 13)  # before, a cancel that is taken back would still come
+        recancel = sys.version_info >= (
+            3,
+            13,
+        )  # before, a cancel that is taken back would still come
         if recancel and task is not None and task.cancelling() > self.scope.baseline:
             # Somebody else cancelled us as well; the group must not hide it, nor the count change.
             task.uncancel()

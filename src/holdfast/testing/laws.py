@@ -6,8 +6,8 @@ and, where it differs from the rest, in what:
     class QueueCarrier:
         @asynccontextmanager
         async def open(self, handler: Handler) -> AsyncIterator[Call]:
-            ...                          # start the far side, which awaits handler(key, takes)
-            yield call                   # await call(key, takes) crosses and comes back with the key
+            ...                     # start the far side, which awaits handler(key, takes)
+            yield call              # await call(key, takes) crosses and brings the key back
 
     class TestQueue(CarrierLaws):
         carrier = QueueCarrier
@@ -41,7 +41,7 @@ Handler: TypeAlias = Callable[[str, Duration], Awaitable[str]]
 """What the far side awaits for each call: a key, and the seconds to take. Answers with the key."""
 
 Call: TypeAlias = Callable[[str, Duration], Coroutine[Any, Any, str]]
-"""One call over the carrier, in the ambient context. Raises what a user of the carrier would see."""
+"""One call over the carrier, in the ambient context. Raises what its user would see."""
 
 
 class Carrier(Protocol):
@@ -152,7 +152,7 @@ class CarrierLaws:
         carries_stage: whether the far side trusts the near one with the stage.
     """
 
-    carrier: ClassVar[Callable[[], Carrier]]
+    carrier: ClassVar[type[Carrier]]
     unit: ClassVar[Duration] = 1.0
     slack: ClassVar[Duration] = 0.1
     least: ClassVar[Duration] = 0.0
@@ -163,7 +163,7 @@ class CarrierLaws:
     async def crossing(self) -> AsyncGenerator[tuple[Peer, Call]]:
         """A far side, and the way to it."""
         peer = Peer()
-        async with type(self).carrier().open(peer.handle) as call:
+        async with self.carrier().open(peer.handle) as call:
             peer.relay = call
             yield peer, call
 
@@ -205,7 +205,7 @@ class CarrierLaws:
     async def test_a_spent_budget_is_refused_before_crossing(self) -> None:
         """Nobody on the far side hears of it."""
         async with self.crossing() as (peer, call):
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceeded):  # noqa: PT012
                 async with timeout(self.unit / 10):
                     with suppress(asyncio.CancelledError):
                         await asyncio.sleep(self.unit)
@@ -292,7 +292,7 @@ class CarrierLaws:
 
     async def _ended(self, peer: Peer, key: str, at: Instant, hops: int = 1) -> None:
         until = at + hops * self.slack
-        while key in peer.open_visits() and _now() < until:
+        while key in peer.open_visits() and _now() < until:  # noqa: ASYNC110 - another thread's
             await asyncio.sleep(self.slack / 20)
         for visit in peer.visits.get(key, ()):
             late = f"{Law.REACH.value} The far side still works {hops * self.slack} s later."

@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import pytest
 
-# Before anything imports it: the laws are told with the values that broke them.
-pytest.register_assert_rewrite("holdfast.testing.laws")
-
 from holdfast.testing.leaks import run_checked
 from holdfast.testing.virtual import VirtualLoop
+
+# So that a broken law is told with the values that broke it.
+pytest.register_assert_rewrite("holdfast.testing.laws")
 
 __all__ = ["holdfast_loop", "pytest_configure", "pytest_generate_tests", "pytest_pyfunc_call"]
 

@@ -22,7 +22,7 @@ _RETRY_AFTER: Final = b"1"
 
 
 def status_of(cause: Cause) -> int:
-    """The HTTP status of a response for `cause`; 499 is for logs only, there is nobody to send it to."""
+    """The HTTP status for `cause`; 499 is for logs only, there is nobody to send it to."""
     if cause.kind is CauseKind.DEADLINE:
         return 504
     return 499 if cause.kind is CauseKind.DISCONNECT else 503

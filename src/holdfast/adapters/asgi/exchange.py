@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, cast
 
 from holdfast.adapters.asgi.inbox import Inbox
 from holdfast.adapters.asgi.terms import Terms
@@ -228,6 +228,7 @@ def ended_by(error: BaseException | None) -> Cause | None:
     if isinstance(error, ScopeEnded):
         return error.cause
     if isinstance(error, BaseExceptionGroup):
-        causes = [ended_by(inner) for inner in error.exceptions]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        causes = [ended_by(inner) for inner in group.exceptions]
         return causes[0] if all(causes) else None
     return None

@@ -32,9 +32,9 @@ _log: Final = logging.getLogger("holdfast.asgi")
 class HoldfastMiddleware:
     """Gives every request a deadline, an identity and an end; pure ASGI, to be put outermost.
 
-    The deadline is what the caller sent, capped by the policy, counted from the arrival of the first
-    byte where the server tells that (`holdfast serve` does). The handler is cancelled when it is
-    spent, and when the client goes away.
+    The deadline is what the caller sent, capped by the policy, counted from the arrival of the
+    first byte where the server tells that (`holdfast serve` does). The handler is cancelled when it
+    is spent, and when the client goes away.
 
     Args:
         app: the application.

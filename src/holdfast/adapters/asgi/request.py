@@ -5,8 +5,8 @@ Rule 1. One start, one end. After the request was answered for the handler, what
 Rule 2. Nothing was sent yet: a spent limit is a 504, a shutdown or an overload a 503, each as a
         problem document. Something was sent: the connection is cut, so that nobody takes a part for
         the whole. The client has gone: nothing is sent.
-Rule 3. An answer does not wait for a handler that cannot be stopped (a thread): it is sent soon after
-        the limit, and the handler is counted until it ends.
+Rule 3. An answer does not wait for a handler that cannot be stopped (a thread): it is sent soon
+        after the limit, and the handler is counted until it ends.
 Rule 4. When the response is complete the client has what it wanted: what the handler does then is
         its own affair and is not cancelled.
 """

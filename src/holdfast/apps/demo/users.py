@@ -22,7 +22,7 @@ from holdfast.runtime.tasks import tasks
 
 __all__ = ["HASTY", "PATIENCE", "RATE", "Experience", "User", "Visits", "users_for"]
 
-RATE: Final = 40.0
+RATE: Final = 30.0
 """Users per second, on average."""
 PATIENCE: Final[Duration] = 0.8
 """Seconds that a user waits before leaving."""

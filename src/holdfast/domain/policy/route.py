@@ -170,7 +170,7 @@ class Resolved:
 def overridden(limits: Limits, overrides: Mapping[str, Duration]) -> Limits:
     """Limits with some of them set anew, in seconds.
 
-    A header limit or a reserve that is only inherited shrinks with the request that it is a part of.
+    A header limit or a reserve that is only inherited shrinks with the request that it is part of.
     """
     if not overrides:
         return limits

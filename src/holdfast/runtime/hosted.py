@@ -1,0 +1,267 @@
+"""A node of the tree that a task hosts: how it is read, steered and closed."""
+
+from __future__ import annotations
+
+import asyncio
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from holdfast.domain.cause import Cause, CauseKind
+from holdfast.domain.context import ANONYMOUS, Carried
+from holdfast.domain.errors import Cancelled, DeadlineExceeded, ScopeEnded, UsageError
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.tree import Node, Outcome, Refusal
+from holdfast.runtime.driver import Driver
+from holdfast.runtime.ledger import Ledger
+from holdfast.runtime.shields import frames_of
+
+__all__ = ["NOT_ENTERED", "HostedNode", "error_for", "outcome_of"]
+
+NOT_ENTERED: Final[Any] = None
+
+
+class HostedNode(Node):
+    """All of a scope but how it is entered and left."""
+
+    __slots__ = (
+        "baseline",
+        "delivered",
+        "driver",
+        "mark",
+        "outer",
+        "settled",
+        "special",
+        "task",
+        "wish",
+    )
+
+    driver: Driver
+    outer: HostedNode | None
+    task: asyncio.Task[Any] | None
+    mark: object
+    baseline: int
+    delivered: int
+    settled: bool
+    special: bool
+    wish: Duration
+
+    # See `Node` for what is a slot and what is a default of the class.
+    given: Carried | None = None
+    hop: str = ""
+    shields: int = 0
+    deaf: bool = False
+    at: Instant = NEVER
+    keep: Duration = 0.0
+    grace: Duration = 0.0
+    generator: CodeType | None = None
+    ledger: Ledger | None = None
+    reserve: Duration | None = None
+
+    def __init__(self, name: str, seconds: Duration = NEVER) -> None:
+        # Not super().__init__(name): unrolled, as this runs for every scope.
+        self.name = name
+        self.parent = self.children = self.cause = self.outcome = None
+        self.limit = NEVER
+        self.opened_at = 0.0
+        self.wish = seconds
+        self.driver = NOT_ENTERED
+        self.outer = self.task = self.mark = None
+        self.baseline = self.delivered = 0
+        self.tightens = self.settled = self.special = False
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> Instant:
+        """Monotonic instant at which the work is cancelled; infinite without one."""
+        return self.limit
+
+    @property
+    def carried(self) -> Carried:
+        """Identity, stage and baggage: what it was given, else those of the scope around."""
+        scope: HostedNode | None = self
+        while scope is not None:
+            if scope.given is not None:
+                return scope.given
+            scope = scope.outer
+        return ANONYMOUS
+
+    def remaining(self) -> Duration:
+        """Seconds until the deadline, 0.0 when it is spent, infinite without one."""
+        return max(0.0, self.limit - self.driver.now())
+
+    def age(self) -> Duration:
+        """Seconds since the scope was opened."""
+        return self.driver.now() - self.opened_at
+
+    def cause_of(self, kind: CauseKind, now: Instant, detail: str = "") -> Cause:
+        """A cause that begins here and now."""
+        hop, node = self.hop, self.parent
+        while not hop and node is not None:
+            hop, node = getattr(node, "hop", ""), node.parent
+        return Cause(kind, self.path, hop, now, self.budget, now - self.opened_at, detail)
+
+    # -- steering --------------------------------------------------------------------------------
+
+    def cancel(self, detail: str = "", *, kind: CauseKind = CauseKind.CALLER) -> bool:  # type: ignore[override]
+        """Cancel the work of this scope and everything below it.
+
+        Returns false when the scope is closed or a cancellation had reached it already: the first
+        cause wins. The block ends with `Cancelled`.
+
+        Raises:
+            UsageError: called from a thread that does not run the loop of the scope.
+        """
+        self._check_loop("cancel")
+        if self.outcome is not None:
+            return False
+        return self.driver.begin(self, self.cause_of(kind, self.driver.now(), detail))
+
+    def cancel_node(self, cause: Cause) -> bool:
+        """Record `cause` in the tree without delivering it; for the driver."""
+        won = Node.cancel(self, cause)
+        self.driver.troubles += won
+        return won
+
+    def move_deadline(self, at: Instant) -> Instant:
+        """Move the deadline to the monotonic instant `at`, no later than the parent's; the new one.
+
+        Grace that is kept for shields stays kept. Scopes below follow, none beyond its own wish.
+
+        Raises:
+            UsageError: the scope is not open, or the call comes from another thread.
+            ValueError: `at` is not a number.
+        """
+        self._check_loop("move_deadline")
+        if at != at:
+            raise ValueError("a deadline must be a number, got nan")
+        if self.outcome is not None or self.parent is None:
+            raise UsageError(f"scope '{self.name}' is not open, so its deadline cannot move")
+        self.at, self.wish = at, NEVER
+        self.driver.settle()
+        self._follow()
+        return self.limit
+
+    def _follow(self) -> None:
+        """Take the limit that the parent's, or the own wish, has become."""
+        assert self.parent is not None
+        wished = min(self.at, self.opened_at + self.wish)
+        if self.keep:
+            wished = min(wished, self.parent.limit - self.keep)
+        limit = min(wished, self.parent.limit) - self.kept
+        self.retime(limit, limit < self.parent.limit)
+        for node in tuple(self.children or ()):
+            if isinstance(node, HostedNode):
+                node._follow()
+
+    def retime(self, limit: Instant, tightens: bool) -> None:
+        """Have another limit, and tell the timers."""
+        if self.tightens:
+            self.driver.timers.discard(self, self.limit)
+        self.limit, self.tightens = limit, tightens
+        if tightens and limit != NEVER:
+            self.driver.timers.add(self, limit)
+
+    def lift(self) -> None:
+        """Take away the deadline: what it was for is there, and the rest is not bounded by it."""
+        self.at = self.wish = NEVER
+        self.retime(self.parent.limit if self.parent is not None else NEVER, False)
+
+    def _check_loop(self, call: str) -> None:
+        if self.driver is NOT_ENTERED:
+            raise UsageError(f"scope '{self.name}' is not entered, so it cannot {call}")
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self.driver.loop:
+            raise UsageError(
+                f"{call}() of scope '{self.name}' was called from another thread or loop; "
+                f"use loop.call_soon_threadsafe(scope.{call}) with the loop of the scope"
+            )
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Be listed in the tree, and known to the timers."""
+        if not self.settled:
+            self.settled = True
+            if self.parent is not None and self.parent.outcome is not None:
+                self._escape(self.parent)  # left in the wrong order
+            self.link()
+            if self.tightens:
+                self.driver.timers.add(self, self.limit)
+
+    def _escape(self, parent: Node) -> None:
+        self.origin = self.path
+        self.parent = self.driver.root
+        self.tightens = self.limit != NEVER
+        self.driver.counts["escaped"] += 1
+
+    def used_before(self) -> UsageError:
+        return UsageError(f"scope '{self.name}' was entered before; make a new one for each use")
+
+    def refused(self, refusal: Refusal, now: Instant) -> ScopeEnded:
+        """The error for a scope that was not opened: the cause that is in force above, if any."""
+        self.outcome = Outcome.REFUSED
+        cause = self.parent.reached() if self.parent is not None else None
+        if cause is not None:
+            return error_for(cause)
+        spent: HostedNode = self
+        while not spent.tightens and isinstance(spent.parent, HostedNode):
+            spent = spent.parent
+        ago = now - spent.limit
+        late = f" {format_duration(ago)}" if 0 <= ago < NEVER else ""
+        detail = f"spent{late} before '{self.name}' was entered, so its body did not run"
+        cause = spent.cause_of(CauseKind.DEADLINE, now, detail)
+        if spent is not self:
+            # Nobody gave the loop a chance to notice: the one whose limit it is ends now.
+            spent.driver.begin(spent, cause)
+        return error_for(spent.cause or cause)
+
+    def shut(self, outcome: Outcome) -> None:
+        """Close the node, and see to children that are still open."""
+        if self.children:
+            self.driver.settle()
+        if self.cause is not None and self.outcome is None:
+            self.driver.troubles -= 1
+        reached = self.reached()
+        for node in self.close(outcome):
+            self.driver.troubles += reached is not None and node.cause is reached
+            self.driver.counts["escaped"] += 1
+            if isinstance(node, HostedNode) and node.tightens:
+                node.driver.timers.add(node, node.limit)
+
+    def task_done(self, task: asyncio.Task[Any]) -> None:
+        """Close with the task that the scope was made for."""
+        if self.tightens:
+            self.driver.timers.discard(self, self.limit)
+        if task.cancelled():
+            self.shut(Outcome.CANCELLED)
+        else:
+            self.shut(Outcome.DONE if task.exception() is None else Outcome.FAILED)
+
+    # -- async generators ------------------------------------------------------------------------
+
+    def entered_in_generator(self, frame: FrameType) -> None:
+        back = frame.f_back
+        if back is None or back.f_globals.get("__name__") != "contextlib":
+            self.generator = frame.f_code
+        # else an @asynccontextmanager: what runs while it is suspended is its body
+
+    def suspended_in_generator(self) -> bool:
+        """Whether the generator that entered this scope is suspended, so that its consumer runs."""
+        if self.generator is None or self.task is None:
+            return False
+        chain = frames_of(self.task.get_coro())
+        return all(code is not self.generator for code, _ in chain)
+
+
+def error_for(cause: Cause) -> ScopeEnded:
+    """The error of a scope that ended because of `cause`."""
+    return DeadlineExceeded(cause) if cause.kind is CauseKind.DEADLINE else Cancelled(cause)
+
+
+def outcome_of(exc: BaseException) -> Outcome:
+    """How a scope ended that `exc` left."""
+    return Outcome.CANCELLED if isinstance(exc, asyncio.CancelledError) else Outcome.FAILED
