@@ -92,7 +92,7 @@ def _contestants(loop: asyncio.AbstractEventLoop) -> list[Case]:
 def _nothing() -> None: ...
 
 
-def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
+def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
     title = f"{TITLE}: {variant['loop']}"
     table = Table(title, "us", [f"{count:,} open" for count in CROWDS], ratio=False)
     crowds = []
@@ -109,7 +109,7 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Table:
     for point in table.points[1:]:
         grown = own[point].over(own[table.points[0]])
         table.checks.append(Check(f"{OURS}, {point}, against 1 open", grown, GOAL))
-    return table
+    return [table]
 
 
 def _turns(crowds: list[Crowd], count: int, tell: Tell) -> list[dict[str, Cell]]:

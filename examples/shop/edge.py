@@ -22,7 +22,7 @@ except ImportError:
 meter = Meter("edge")
 orders = httpx.AsyncClient(base_url=os.environ.get("SHOP_ORDERS", "http://127.0.0.1:8001"))
 if os.environ.get("SHOP_CARRIERS") != "off":
-    instrument(orders, service="orders", reserve=0.03)
+    instrument(orders, service="orders")
 
 
 async def checkout(request: Request) -> JSONResponse:

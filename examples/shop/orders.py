@@ -22,7 +22,7 @@ except ImportError:
 meter = Meter("orders")
 payments = httpx.AsyncClient(base_url=os.environ.get("SHOP_PAYMENTS", "http://127.0.0.1:8002"))
 if os.environ.get("SHOP_CARRIERS") != "off":
-    instrument(payments, service="payments", reserve=0.03)
+    instrument(payments, service="payments")
 
 
 async def place(request: Request) -> JSONResponse:

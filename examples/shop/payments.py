@@ -22,7 +22,7 @@ except ImportError:
 meter = Meter("payments")
 bank = httpx.AsyncClient(base_url=os.environ.get("SHOP_BANK", "http://127.0.0.1:8003"))
 if os.environ.get("SHOP_CARRIERS") != "off":
-    instrument(bank, service="bank", reserve=0.03)
+    instrument(bank, service="bank")
 
 
 async def pay(request: Request) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Holdfast: one deadline, cancellation, identity and release stage, from the edge to the last socket.
+"""Holdfast: one deadline, cancellation, identity and stage, from the edge to the last socket.
 
     import holdfast
 

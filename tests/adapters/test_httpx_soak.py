@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def server() -> Iterator[str]:
         [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.kill()
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 async def ours(work: Coroutine[Any, Any, None], after: float) -> None:
@@ -170,6 +173,6 @@ def test_the_pool_survives(lib: Any, url: str) -> None:
 
 
 if __name__ == "__main__":
-    for found in server.__wrapped__():  # type: ignore[attr-defined]
-        which = {"httpx": httpx, "httpx2": httpx2}[sys.argv[1]]
+    which = {"httpx": httpx, "httpx2": httpx2}[sys.argv[1]]
+    with contextmanager(server.__wrapped__)() as found:  # type: ignore[attr-defined]
         asyncio.run(whole(which, found, REQUESTS, sys.argv[2:] == ["plain"]))

@@ -8,8 +8,8 @@ hold     lent while open; open children together never exceed parent    concurre
 purse    a spend debits every ancestor; only success refills it         retries, hedges, errors
 =======  =============================================================  ==========================
 
-Taking `min` for all three would bound each child but not their sum, and three tiers with three tries
-each would make 27 calls instead of four.
+Taking `min` for all three would bound each child but not their sum, and three tiers with three
+tries each would make 27 calls instead of four.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Purse:
     ) -> None:
         if not capacity >= 0:
             raise ValueError(f"a purse must not be negative, got {capacity}")
+        if balance is not None and not balance >= 0:
+            raise ValueError(f"the balance of a purse must not be negative, got {balance}")
         self.capacity: float = capacity if parent is None else min(capacity, parent.capacity)
         self.balance: float = self.capacity if balance is None else min(balance, self.capacity)
         self.parent = parent

@@ -44,7 +44,7 @@ class Identity(NamedTuple):
 
     @property
     def echo_id(self) -> str:
-        """What a response shows as `X-Request-ID`: the caller's own name for it, if there is one."""
+        """What a response shows as `X-Request-ID`: the caller's own name where it gave one."""
         return self.given_id or self.trace_id
 
     def __bool__(self) -> bool:

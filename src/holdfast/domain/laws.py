@@ -113,6 +113,7 @@ def breaches_of_identity(root: Carried, leaf: Carried, where: str = "leaf") -> I
         ("request id", root.identity.echo_id, leaf.identity.echo_id),
         ("sampling", root.identity.sampled, leaf.identity.sampled),
         ("stage", root.stage, leaf.stage),
+        ("baggage", dict(root.baggage), dict(leaf.baggage)),
     )
     for name, above, below in pairs:
         if above != below:

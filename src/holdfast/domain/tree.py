@@ -51,7 +51,7 @@ class Node:
         name: one path segment, for people.
         parent: the scope it was opened under; None for a root and before opening.
         limit: instant at which the work of this scope is cancelled.
-        kept: seconds carved out of the limit for shields; the parent was promised `limit + kept`.
+        kept: seconds carved out of the limit for shields; the parent was promised `end`.
         opened_at: instant of opening.
         tightens: whether `limit` is its own rather than the parent's.
         cause: why it was cancelled, when the cancellation began here.
@@ -60,7 +60,7 @@ class Node:
     """
 
     # What every scope has is in slots and written at birth. CPython does not specialise access to an
-    # attribute that the class has too, so for these a default of the class would cost ten times as
+    # attribute that the class has too: for these a default of the class would cost ten times as
     # much; for what few scopes have, a default of the class costs nothing.
     __slots__ = (
         "__dict__",
@@ -170,7 +170,7 @@ class Node:
     def open(
         self, parent: Node, now: Instant, wish: Instant = NEVER, grace: Duration = 0.0
     ) -> Refusal | None:
-        """Open under `parent`, wishing to end at `wish`; `grace` seconds of that are kept for shields.
+        """Open under `parent`, wishing to end at `wish`, `grace` seconds of it for shields.
 
         Returns the reason when it is refused; the node is then closed as refused.
         """
@@ -213,7 +213,7 @@ class Node:
             parent.children[self] = None
 
     def open_shield(self, parent: Node, now: Instant, grace: Duration) -> None:
-        """Open under `parent` out of reach of its cancellation, for `grace` seconds after that begins.
+        """Open under `parent` out of reach of its cancellation, for `grace` seconds from then on.
 
         Where a scope above carved grace out of its limit beforehand, the shield ends by the end of
         that scope; otherwise its time is granted by the root.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from holdfast.domain.cause import Cause
 from holdfast.domain.instant import Duration, Instant
@@ -236,7 +236,8 @@ def _may_cancel(task: asyncio.Task[Any]) -> bool:
             return False
         if not isinstance(waiter, asyncio.Task):
             return True
-        task = cast("asyncio.Task[Any]", waiter)
+        waiting_for: Any = waiter
+        task = waiting_for
     return True
 
 

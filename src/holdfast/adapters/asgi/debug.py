@@ -6,7 +6,7 @@ import ipaddress
 import json
 from collections.abc import Mapping
 
-from holdfast.adapters.asgi.types import Send, ServerScope
+from holdfast.adapters.asgi.types import Headers, Send, ServerScope
 from holdfast.runtime.live import tree
 
 __all__ = ["debug_page"]
@@ -16,7 +16,7 @@ async def debug_page(scope: ServerScope, send: Send, counts: Mapping[str, int]) 
     """Answer a request below `/debug/holdfast/`: `tree` as text, `tree.json` as JSON."""
     page = scope["path"].rpartition("/debug/holdfast/")[2]
     status, content_type = 200, b"text/plain; charset=utf-8"
-    if not _is_local(scope.get("client")):
+    if not _is_local(scope.get("client")) or _came_by_proxy(scope["headers"]):
         status, body = 403, "The live tree is shown to clients on this machine only.\n"
     elif page == "tree":
         body = f"{tree()}\n"
@@ -34,6 +34,13 @@ async def debug_page(scope: ServerScope, send: Send, counts: Mapping[str, int]) 
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
+
+
+def _came_by_proxy(headers: Headers) -> bool:
+    # A proxy on this machine looks like a client on it, whoever stands behind.
+    return any(
+        name in (b"forwarded", b"via") or name.startswith(b"x-forwarded-") for name, _ in headers
+    )
 
 
 def _is_local(client: tuple[str, int] | None) -> bool:

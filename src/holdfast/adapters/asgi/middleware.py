@@ -50,7 +50,7 @@ class HoldfastMiddleware:
         self, app: App, policy: Policy | None = None, *, service: str = "", debug: bool = False
     ) -> None:
         self.app = app
-        self.debug = debug
+        self._debug = debug
         self.counts: Counter[str] = Counter()
         self._service = service
         self._watches: deque[tuple[Instant, Exchange]] = deque()
@@ -67,6 +67,7 @@ class HoldfastMiddleware:
         self._policy = policy.for_service(self._service) if self._service else policy
         self._terms = Terms(self._policy, self.counts)
         self._off = self._policy.mode == "off"
+        self.debug = self._debug or self._policy.debug_tree
 
     async def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""

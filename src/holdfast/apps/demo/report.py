@@ -23,6 +23,9 @@ WIDTH: Final = 100
 """Columns of the report where no terminal says how many there are."""
 
 _TREE_LINES: Final = 9
+_LATE: Final[Duration] = 0.1
+"""Seconds from which on it is worth telling that this machine could not keep up."""
+
 _FONT: Final = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)
 
 
@@ -72,6 +75,13 @@ def _parts(seconds: Duration, runs: Sequence[Run]) -> Iterator[RenderableType]:
     yield _after(off, on)
     yield Text()
     yield _users(off, on)
+    late = max(off.late, on.late)
+    if late > _LATE:
+        yield Text()
+        yield Text(
+            f"This machine was busy with other things: users came up to {format_duration(late)} "
+            "late, and requests took longer than they should.", style="yellow",
+        )  # fmt: skip
     yield from _told(on)
     yield from _tree(on)
 
@@ -88,27 +98,23 @@ def _after(off: Run, on: Run) -> RenderableType:
     table = Table(box=None, padding=(0, 1), title_justify="left", title_style="bold")
     table.title = "Work done after the caller had gone"
     table.add_column("\nhop")
-    for run in (off, on):
-        style = _color(run)
-        for above, name in (
-            ("", "requests"),
-            (HEADINGS[run.carriers], "at work"),
-            ("", "held open"),
-        ):
-            table.add_column(f"{above}\n{name}", justify="right", style=style, header_style=style)
+    for what in ("requests", "seconds at work", "seconds held open"):
+        for run, above in ((off, what), (on, "")):
+            name = HEADINGS[run.carriers].removesuffix(" Holdfast")
+            table.add_column(f"{above}\n{name}", justify="right", style=_color(run))
     for first, second in zip(off.hops, on.hops, strict=True):
-        table.add_row(first.name, *_cells([first]), *_cells([second]))
-    table.add_section()
-    table.add_row("together", *_cells(off.hops), *_cells(on.hops), style="bold")
+        table.add_row(first.name, *_cells([first], [second]))
+    table.add_row("together", *_cells(off.hops, on.hops), style="bold")
     return table
 
 
-def _cells(hops: Sequence[Hop]) -> tuple[str, ...]:
-    return (
-        str(sum(hop.after_requests for hop in hops)),
-        f"{sum(hop.after_work for hop in hops):.2f} s",
-        f"{sum(hop.after_held for hop in hops):.2f} s",
-    )
+def _cells(off: Sequence[Hop], on: Sequence[Hop]) -> Iterator[str]:
+    for hops in (off, on):
+        yield str(sum(hop.after_requests for hop in hops))
+    for hops in (off, on):
+        yield f"{sum(hop.after_work for hop in hops):.2f}"
+    for hops in (off, on):
+        yield f"{sum(hop.after_held for hop in hops):.2f}"
 
 
 def _color(run: Run) -> str:
@@ -194,4 +200,4 @@ def _tree(run: Run) -> Iterator[RenderableType]:
         text.truncate(WIDTH, overflow="ellipsis")
         yield text
     if len(lines) > _TREE_LINES:
-        yield Text(f"  ... and {len(lines) - _TREE_LINES} lines more", style="dim")
+        yield Text(f"  ... {len(lines)} lines in all", style="dim")

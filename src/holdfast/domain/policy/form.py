@@ -175,7 +175,21 @@ def _mode(value: object, path: str) -> Mode:
     return _MODES[text]
 
 
-_TOP_KEYS: Final = ("service", "mode", "timeouts", "routes", "services", "headers", "identity")
+_TOP_KEYS: Final = (
+    "service",
+    "mode",
+    "timeouts",
+    "routes",
+    "services",
+    "headers",
+    "identity",
+    "debug",
+)
+
+
+def _debug(data: Mapping[str, object]) -> bool:
+    debug = _table(data.get("debug", {}), "debug", ("tree",))
+    return _get(debug, "debug", "tree", _flag, False)
 
 
 def policy_from_mapping(data: Mapping[str, object], service: str = "") -> Policy:
@@ -184,7 +198,8 @@ def policy_from_mapping(data: Mapping[str, object], service: str = "") -> Policy
     Keys: `service`, `mode`, `[timeouts]` with the names of `Limits`, `[[routes]]` with `path`,
     `stream`, `methods`, `name` and limits, `[services.<name>.timeouts]`,
     `[[services.<name>.routes]]`, `[headers]` with `inbound` and `outbound` (see
-    `wire.budget.budget_headers`), `[identity]` with `sample`, `trust_stage`, `stage_header`.
+    `wire.budget.budget_headers`), `[identity]` with `sample`, `trust_stage`, `stage_header`,
+    `[debug]` with `tree`.
     Durations are texts like `"250ms"` or numbers of seconds.
 
     Args:
@@ -202,4 +217,5 @@ def policy_from_mapping(data: Mapping[str, object], service: str = "") -> Policy
         routes=_get(data, "", "routes", _routes, ()),
         services=_get(data, "", "services", _services, _NO_SERVICES),
         wire=_wire(data),
+        debug_tree=_debug(data),
     )

@@ -58,6 +58,7 @@ class Policy:
         routes: global routes, for every service.
         services: what single services have of their own, by name.
         wire: which headers are read and sent.
+        debug_tree: whether the live tree answers to HTTP clients on this machine.
 
     Raises:
         ConfigError: limits break a law in some layer.
@@ -69,6 +70,7 @@ class Policy:
     routes: tuple[Route, ...] = ()
     services: Mapping[str, ServicePolicy] = field(default_factory=lambda: _NO_SERVICES)
     wire: WireSettings = DEFAULT_WIRE
+    debug_tree: bool = False
     _table: RouteTable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
