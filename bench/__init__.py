@@ -2,9 +2,9 @@
 
     python -m bench [--quick] [--only NAME] [--json FILE] [--save]
 
-One module per figure. A figure names its variants; each variant is measured in a process of its own,
-so that nothing a peer loads changes the cost of another. Within a variant the contestants take turns
-in shuffled rounds, and both the minima and the medians are compared.
+One module per figure. A figure names its variants; each variant is measured in a process of its
+own, so that nothing a peer loads changes the cost of another. Within a variant the contestants take
+turns in shuffled rounds, and both the minima and the medians are compared.
 
 What belongs here: the workloads, the peers, and the goals they are held to. What does not: anything
 that Holdfast itself needs.

@@ -38,8 +38,7 @@ def main() -> int:
     failed: list[str] = []
     with _progress(names) as step:
         for name in names:
-            for table in _figure(name, options.quick, step, failed):
-                tables.append(table)
+            tables.extend(_figure(name, options.quick, step, failed))
     print(_heading(options.quick))
     for table in tables:
         print(text(table))
@@ -120,7 +119,8 @@ def _heading(quick: bool) -> str:
     how = "a quick run" if quick else "a full run"
     return (
         f"Measured on {today} by {how} of `make bench`: CPython {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. {', '.join(found)}."
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[2]:.1f}. {', '.join(found)}."
     )
 
 

@@ -1,9 +1,9 @@
 """How every figure is measured and what it reports.
 
 Two shared cores are noisy, so contestants never run one after the other: in each round all of them
-run once, in shuffled order, for about the same time. The collector is off while a sample is taken and
-runs between rounds. The minimum of all rounds is the cost without disturbance; the median is printed
-beside it and tells how disturbed the run was.
+run once, in shuffled order, for about the same time. The collector is off while a sample is taken
+and runs between rounds. The minimum of all rounds is the cost without disturbance; the median is
+printed beside it and tells how disturbed the run was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Three services in a row for the figure `hops`: the edge calls the middle, which calls the leaf.
 
-Each notes when a request ended (`/ended`) and the edge when it was due. On Linux the monotonic clock
-is one for all processes, so these instants can be compared.
+Each notes when a request was due and when it ended, and tells at `/ended`. On Linux the monotonic
+clock is one for all processes, so these instants can be compared.
 """
 
 from __future__ import annotations

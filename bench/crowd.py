@@ -1,8 +1,8 @@
 """Figure 2: to enter and leave one scope while many others are open.
 
 Every population lives on a loop of its own and the loops take turns, so that a disturbance of the
-machine hits all columns alike. Each open scope is in a task of its own, under a limit of its own; the
-same number of plain loop timers is armed beside them for the peers that use the loop's heap.
+machine hits all columns alike. Each open scope is in a task of its own, under a limit of its own;
+the same number of plain loop timers is armed beside them for the peers that use the loop's heap.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Crowd:
             seconds = dice.uniform(600, 1200)
             self.tasks.append(self.loop.create_task(hold(seconds)))
             self.loop.call_at(self.loop.time() + seconds, _nothing)
-        while opened < self.count:
+        while opened < self.count:  # noqa: ASYNC110 - once, before anything is measured
             await asyncio.sleep(0)
         self.cases = _contestants(self.loop)
         self.sizes = {case.name: await size(case) for case in self.cases}

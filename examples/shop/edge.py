@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from meter import Meter
@@ -17,7 +17,7 @@ from holdfast.adapters.httpx import instrument
 try:
     import httpx2 as httpx
 except ImportError:
-    import httpx
+    import httpx  # type: ignore[no-redef]
 
 meter = Meter("edge")
 orders = httpx.AsyncClient(base_url=os.environ.get("SHOP_ORDERS", "http://127.0.0.1:8001"))
@@ -36,7 +36,7 @@ async def checkout(request: Request) -> JSONResponse:
 
 
 @asynccontextmanager
-async def lifespan(_: Starlette) -> AsyncIterator[None]:
+async def lifespan(_: Starlette) -> AsyncGenerator[None]:
     async with orders:
         yield
 

@@ -61,6 +61,14 @@ async def test_a_thread_is_waited_for_in_real_time() -> None:
     await ticking
 
 
+async def test_time_jumps_again_as_soon_as_a_thread_has_returned() -> None:
+    began = time.monotonic()
+    for _ in range(200):
+        await asyncio.to_thread(int)
+        await asyncio.sleep(60)
+    assert time.monotonic() - began < 30
+
+
 async def test_a_deadline_fires_while_a_thread_hangs() -> None:
     release = threading.Event()
     with pytest.raises(TimeoutError):
@@ -103,6 +111,13 @@ async def test_a_foreign_thread_may_wake_a_loop_without_timers() -> None:
     done = asyncio.Event()
     threading.Timer(0.02, lambda: loop.call_soon_threadsafe(done.set)).start()
     await done.wait()
+
+
+async def test_a_loop_that_is_never_idle_does_not_stop_the_time() -> None:
+    over = asyncio.create_task(asyncio.sleep(0.5))
+    while not over.done():
+        await asyncio.sleep(0)
+    assert now() - START == pytest.approx(0.5, abs=0.01)
 
 
 async def test_real_time_on_demand() -> None:

@@ -236,8 +236,7 @@ def _may_cancel(task: asyncio.Task[Any]) -> bool:
             return False
         if not isinstance(waiter, asyncio.Task):
             return True
-        waiting_for: Any = waiter
-        task = waiting_for
+        task = waiter  # pyright: ignore[reportUnknownVariableType]
     return True
 
 

@@ -53,7 +53,7 @@ class _Young(Protocol):
     def outcome(self) -> Outcome | None: ...
     @property
     def limit(self) -> Instant: ...
-    def settle(self) -> None: ...
+    def grow_up(self) -> None: ...
 
 
 class Driver:
@@ -104,7 +104,7 @@ class Driver:
         self.young.clear()
         for scope in young:
             if scope.outcome is None:
-                scope.settle()
+                scope.grow_up()
 
     def _settle_in_time(self) -> None:
         self._tick = None

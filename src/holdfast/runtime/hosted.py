@@ -156,11 +156,14 @@ class HostedNode(Node):
 
     def retime(self, limit: Instant, tightens: bool) -> None:
         """Have another limit, and tell the timers."""
-        if self.tightens:
+        if self.tightens and self.settled:
             self.driver.timers.discard(self, self.limit)
         self.limit, self.tightens = limit, tightens
         if tightens and limit != NEVER:
-            self.driver.timers.add(self, limit)
+            if self.settled:
+                self.driver.timers.add(self, limit)
+            elif limit < self.driver.horizon:
+                self.driver.settle()
 
     def lift(self) -> None:
         """Take away the deadline: what it was for is there, and the rest is not bounded by it."""
@@ -181,6 +184,10 @@ class HostedNode(Node):
             )
 
     # -- opening and closing ---------------------------------------------------------------------
+
+    def grow_up(self) -> None:
+        """It has been open for a while; for the driver."""
+        self.settle()
 
     def settle(self) -> None:
         """Be listed in the tree, and known to the timers."""

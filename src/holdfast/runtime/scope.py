@@ -25,7 +25,7 @@ from holdfast.runtime.driver import Driver, Last, driver_of
 from holdfast.runtime.hosted import NOT_ENTERED, HostedNode, error_for, outcome_of
 from holdfast.runtime.shields import shield_mark
 
-__all__ = ["AMBIENT", "Scope", "ambient"]
+__all__ = ["AMBIENT", "Scope", "ambient", "running_task"]
 
 AMBIENT: Final[ContextVar[HostedNode | None]] = ContextVar("holdfast", default=None)
 
@@ -34,7 +34,7 @@ _DONE: Final = Outcome.DONE
 _ANYIO: Final = "anyio._backends._asyncio"
 _modules: Final = sys.modules
 if sys.version_info >= (3, 12):
-    _current_task: Final = asyncio.current_task
+    running_task: Final = asyncio.current_task
 else:
     # There it is written in Python, and asks the kernel for the process id on the way: together as
     # long as half of all else that entering a scope takes.
@@ -42,7 +42,7 @@ else:
 
     _current_tasks: Final[dict[Any, asyncio.Task[Any]]] = vars(asyncio.tasks)["_current_tasks"]
 
-    def _current_task() -> asyncio.Task[Any] | None:
+    def running_task() -> asyncio.Task[Any] | None:
         last = Last.driver
         if last is not None and last.thread == get_ident():
             task = _current_tasks.get(last.loop)
@@ -72,7 +72,7 @@ class Scope(HostedNode):
     # -- entering --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Scope:
-        task = _current_task()
+        task = running_task()
         if task is None:
             raise UsageError("a scope needs a task: use it in a coroutine that the loop runs")
         outer = AMBIENT.get()
@@ -115,6 +115,34 @@ class Scope(HostedNode):
             if frame.f_code.co_flags & _CO_ASYNC_GENERATOR:
                 self.entered_in_generator(frame)
         return self
+
+    def enter_first(self, task: asyncio.Task[Any], driver: Driver, now: Instant) -> None:
+        """`enter` for a scope with nothing around it, as a server opens for every request."""
+        self.driver = driver
+        self.parent = root = driver.root
+        self.opened_at = now
+        limit = self.at
+        if self.grace:
+            self.kept = self.grace
+            limit -= self.grace
+        if limit < root.limit:
+            self.tightens = True
+            self.limit = limit
+        else:
+            self.limit = limit = root.limit
+        if limit <= now or driver.troubles:
+            self.driver = NOT_ENTERED
+            self.tightens = False
+            return self.enter(task)
+        driver.young.append(self)
+        if limit <= driver.horizon:
+            driver.await_settling(self, now)
+        self.task = task
+        self.baseline = task.cancelling()
+        if _ANYIO in _modules:
+            self.mark = shield_mark(task)
+        AMBIENT.set(self)
+        return None
 
     def _enter_again(self, parent: Node, now: Instant) -> None:
         # Something is the matter above: decide by the book.
@@ -167,6 +195,11 @@ class Scope(HostedNode):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self.left_quietly(exc):
+            self.leave(exc)
+
+    def left_quietly(self, exc: BaseException | None) -> bool:
+        """Leave, if nothing ever happened to it and nobody has looked at it; most are so."""
         driver = self.driver
         if (
             self.settled
@@ -174,15 +207,14 @@ class Scope(HostedNode):
             or driver.troubles
             or (self.tightens and self.limit <= driver.now())
         ):
-            self.leave(exc)
-            return
-        # The same as `leave`, unrolled: nobody has ever looked at it.
+            return False
         if AMBIENT.get() is self:
             AMBIENT.set(self.outer)
         self.outcome = _DONE
         young = driver.young
         if young and young[-1] is self:
             young.pop()
+        return True
 
     def leave(self, exc: BaseException | None) -> None:
         """Close, and raise what ended the scope when it did not end by itself.

@@ -12,7 +12,7 @@ from holdfast.domain.wire.problem import CAUSE_HEADER, PROBLEM_TYPE, encode_caus
 from holdfast.domain.wire.timing import Timing, format_timing, merge_timing
 from holdfast.runtime.ledger import Ledger
 
-__all__ = ["problem_messages", "server_timing", "status_of"]
+__all__ = ["problem_messages", "server_timing", "status_of", "timing_prefix"]
 
 _TITLES: Final = {
     504: "The deadline of the request is spent",
@@ -51,9 +51,14 @@ def problem_messages(cause: Cause, identity: Identity, timing: bytes) -> tuple[M
     )
 
 
-def server_timing(hop: str, spent: Duration, ledger: Ledger | None) -> bytes:
+def timing_prefix(hop: str) -> bytes:
+    """What the `Server-Timing` of a hop begins with."""
+    return format_timing([Timing(hop or "total", 0.0)]).encode("latin-1").removesuffix(b"0")
+
+
+def server_timing(hop: str, prefix: bytes, spent: Duration, ledger: Ledger | None) -> bytes:
     """The `Server-Timing` of a hop that spent `spent` seconds, with what it learnt from below."""
     if ledger is None or not ledger.spent:
-        return f"{hop or 'total'};dur={spent * 1e3:.2f}".encode("latin-1", "replace")
+        return b"%b%.2f" % (prefix, spent * 1e3)
     below = [Timing(name, seconds) for name, seconds in ledger.spent]
     return format_timing(merge_timing(hop or "total", spent, below=below)).encode("latin-1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable
 from typing import Final, cast
 
 from holdfast.adapters.asgi.inbox import Inbox
@@ -12,13 +12,12 @@ from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Carried
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
-from holdfast.domain.policy import Resolved
-from holdfast.domain.wire.inbound import Inbound
 from holdfast.domain.wire.trace import identify
 from holdfast.runtime.clock import fresh_span_id, fresh_trace_id
-from holdfast.runtime.driver import Driver
+from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.ledger import Ledger
-from holdfast.runtime.scope import Scope
+from holdfast.runtime.scope import AMBIENT, Scope, running_task
 
 __all__ = ["Exchange"]
 
@@ -37,6 +36,7 @@ class Exchange(Scope):
     """
 
     __slots__ = (
+        "_given",
         "_ledger",
         "_name",
         "_receive",
@@ -45,7 +45,6 @@ class Exchange(Scope):
         "asgi",
         "at",
         "complete",
-        "given",
         "grace",
         "hop",
         "idle",
@@ -57,6 +56,8 @@ class Exchange(Scope):
     )
 
     farewell = ""
+    failure: Cause | None = None
+    _malformed: int = 0
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
         # Not super().__init__: the name is costly, and made when somebody asks.
@@ -73,6 +74,7 @@ class Exchange(Scope):
         self._receive = receive
         self._send = send
         self._name = ""
+        self._given: Carried | None = None
         self._ledger: Ledger | None = None
         self.inbox: Inbox | None = None
         self.complete = False
@@ -86,7 +88,9 @@ class Exchange(Scope):
         """Method and path."""
         if not self._name:
             asgi = self.asgi
-            self._name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
+            name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
+            # The path is decoded: a line break in it would be one in the log and in the tree.
+            self._name = "".join(c if c.isprintable() else "?" for c in name)
         return self._name
 
     @property
@@ -96,67 +100,85 @@ class Exchange(Scope):
             self._ledger = Ledger()
         return self._ledger
 
+    @property
+    def given(self) -> Carried:  # type: ignore[override]
+        """Who the request is; read from the headers when somebody first asks."""
+        if self._given is None:
+            inbound = self.terms.codec.read(self.asgi["headers"])
+            self.terms.counts["malformed_header"] += len(inbound.malformed) - self._malformed
+            identity = identify(
+                inbound.trace,
+                span_id=fresh_span_id(),
+                new_trace=fresh_trace_id,
+                sample=self.terms.sample,
+            )
+            self._given = Carried(identity, inbound.stage, inbound.baggage)
+        return self._given
+
     # -- opening ---------------------------------------------------------------------------------
 
-    def begin(self, driver: Driver, resolved: Resolved, stream: bool) -> Cause | None:
+    def begin(self, stream: bool) -> Cause | None:
         """Open the scope; the cause when it must not begin.
 
         Args:
-            driver: of the running loop.
-            resolved: limits of the policy.
             stream: whether an idle limit holds instead of the total one.
         """
-        terms, now = self.terms, driver.now()
-        inbound = terms.codec.read(self.asgi["headers"])
-        limits = resolved.limits
+        task = running_task()
+        assert task is not None, "a server runs its application in a task"
+        driver = driver_of(task.get_loop())
+        asgi, terms = self.asgi, self.terms
         self.hop = terms.hop
-        self.arrival = min(self.asgi.get("holdfast.arrival", now), now)
+        resolved = terms.policy.limits(asgi["path"], asgi.get("method", ""))
+        limits = resolved.limits
+        now = driver.now()
+        self.arrival = arrival = min(asgi.get("holdfast.arrival", now), now)
+        left, malformed = terms.codec.left(asgi["headers"])
+        if malformed:
+            terms.counts["malformed_header"] += malformed
+            self._malformed = malformed
         budget = limits.request
-        if inbound.left is not None:
-            self.left = inbound.left
-        if stream:
+        if stream or resolved.stream:
             budget, self.idle = NEVER, limits.idle
-        if self.left < budget:
-            budget = self.left
+        if left is not None:
+            self.left = left
+            budget = min(left, budget)
         if terms.observing:
             budget = self.idle = NEVER
-        self.at = self.arrival + budget
+        self.at = arrival + budget
         self.grace = limits.grace
         self.reserve = limits.reserve
-        self.given = self._identify(inbound)
-        if self.at - now < limits.refuse_below and not terms.observing:
+        if limits.refuse_below and self.at - now < limits.refuse_below:
             self.driver = driver
-            elapsed = now - self.arrival
-            what = f"not begun: {format_duration(self.at - now)} left"
-            return Cause(CauseKind.DEADLINE, self.name, self.hop, now, budget, elapsed, what)
-        task = asyncio.current_task()
-        assert task is not None, "a server runs its application in a task"
+            what = f"not begun: {format_duration(max(0.0, self.at - now))} left"
+            return Cause(CauseKind.DEADLINE, self.name, self.hop, now, budget, now - arrival, what)
         try:
-            self.enter(task)
+            if (outer := AMBIENT.get()) is None or _stale(outer):
+                self.enter_first(task, driver, now)
+            else:
+                self.enter(task)
+                driver.young.append(self)
+                driver.await_settling(self, now)
         except ScopeEnded as ended:
             return ended.cause
         if self.idle != NEVER:
             self._watch_idle(now)
         return None
 
-    def _identify(self, inbound: Inbound) -> Carried:
-        if inbound.malformed:
-            self.terms.counts["malformed_header"] += len(inbound.malformed)
-        identity = identify(
-            inbound.trace,
-            span_id=fresh_span_id(),
-            new_trace=fresh_trace_id,
-            sample=self.terms.sample,
-        )
-        return Carried(identity, inbound.stage, inbound.baggage)
+    def grow_up(self) -> None:
+        """Still open after a while: from now on see to it that its client is there.
+
+        Most requests are answered before, and for them the watch costs nothing.
+        """
+        self.settle()
+        if not self.complete:
+            self.reader().read_ahead()
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def receive(self) -> Message:
+    def receive(self) -> Awaitable[Message]:
         """The `receive` of the handler."""
-        message = await self.reader().receive()
         self.touched = self.driver.now()
-        return message
+        return self.reader().receive()
 
     def reader(self) -> Inbox:
         """The one reader of what the client sends."""
@@ -182,7 +204,8 @@ class Exchange(Scope):
         """From now on the idle limit holds, and of total limits only the caller's."""
         if self.idle != NEVER or self.terms.observing:
             return
-        self.idle = self.terms.of(self.asgi).limits.idle
+        asgi = self.asgi
+        self.idle = self.terms.policy.limits(asgi["path"], asgi.get("method", "")).limits.idle
         self.move_deadline(self.arrival + self.left)
         self._watch_idle(self.driver.now())
 
@@ -209,6 +232,8 @@ class Exchange(Scope):
         Raises:
             BaseException: `error`, when the handler failed by itself.
         """
+        if self.left_quietly(error):
+            return None
         if self.inbox is not None:
             self.inbox.stop()
         try:
@@ -216,11 +241,25 @@ class Exchange(Scope):
         except ScopeEnded as ended:
             return ended.cause
         if error is None:
-            return None
+            return self.failure
         cause = ended_by(error)
         if cause is None:
             raise error
         return cause
+
+
+def _stale(outer: HostedNode | None) -> bool:
+    """Whether what seems to be around is another request, of which this one is no part.
+
+    uvicorn starts a pipelined request in the context of the one before it, and a transport that was
+    paused goes on reading in the context of whoever let it.
+    """
+    while outer is not None:
+        if outer.outcome is not None or (isinstance(outer, Exchange) and outer.complete):
+            AMBIENT.set(None)
+            return True
+        outer = outer.outer
+    return False
 
 
 def ended_by(error: BaseException | None) -> Cause | None:

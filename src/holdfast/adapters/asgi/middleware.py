@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
 from typing import Final
 
 from holdfast.adapters.asgi.answers import status_of
@@ -16,15 +14,9 @@ from holdfast.adapters.asgi.socket import Socket
 from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause
-from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.policy import DEFAULT_POLICY, Policy
-from holdfast.runtime.driver import Driver, driver_of
 
 __all__ = ["HoldfastMiddleware"]
-
-_WATCH_AFTER: Final[Duration] = 0.01
-"""Seconds after which a request that is still open begins to watch for its client to go. Most are
-answered before, and then the watch costs nothing."""
 
 _log: Final = logging.getLogger("holdfast.asgi")
 
@@ -53,8 +45,6 @@ class HoldfastMiddleware:
         self._debug = debug
         self.counts: Counter[str] = Counter()
         self._service = service
-        self._watches: deque[tuple[Instant, Exchange]] = deque()
-        self._watched_by: Driver | None = None
         self.policy = policy or DEFAULT_POLICY
 
     @property
@@ -74,22 +64,21 @@ class HoldfastMiddleware:
         kind = scope["type"]
         if self._off or kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
-        elif kind == "websocket":
-            await self._serve(Socket(scope, receive, send, self._terms), True)
+            return
+        exchange: Request | Socket
+        if kind == "websocket":
+            exchange = Socket(scope, receive, send, self._terms)
+            cause = exchange.begin(True)
         elif self.debug and scope["path"].startswith("/debug/holdfast/"):
             await debug_page(scope, send, self.counts)
+            return
         else:
-            await self._serve(Request(scope, receive, send, self._terms), False)
-
-    async def _serve(self, exchange: Request | Socket, stream: bool) -> None:
-        driver = driver_of(asyncio.get_running_loop())
-        resolved = self._terms.of(exchange.asgi)
-        cause = exchange.begin(driver, resolved, stream or bool(resolved.stream))
+            exchange = Request(scope, receive, send, self._terms)
+            cause = exchange.begin(False)
         if cause is None:
-            self._watch(exchange, driver)
             error: BaseException | None = None
             try:
-                await self.app(exchange.asgi, exchange.receive, exchange.send)
+                await self.app(scope, exchange.receive, exchange.send)
             except BaseException as exc:
                 error = exc
             cause = exchange.conclude(error)
@@ -100,8 +89,10 @@ class HoldfastMiddleware:
             self._log_end(exchange, cause)
 
     def _observe(self, exchange: Exchange) -> None:
-        resolved = exchange.terms.of(exchange.asgi)
-        if not resolved.stream and exchange.age() > resolved.budget(exchange.left):
+        asgi = exchange.asgi
+        resolved = exchange.terms.policy.limits(asgi["path"], asgi.get("method", ""))
+        spent = exchange.driver.now() - exchange.arrival
+        if not resolved.stream and spent > resolved.budget(exchange.left):
             self.counts["would_exceed"] += 1
 
     def _log_end(self, exchange: Exchange, cause: Cause) -> None:
@@ -113,27 +104,3 @@ class HoldfastMiddleware:
             exchange.carried.identity.echo_id,
             cause.line(),
         )
-
-    # -- watching for clients that go --------------------------------------------------------------
-
-    def _watch(self, exchange: Exchange, driver: Driver) -> None:
-        # The delay is the same for all, so a queue does, with one alarm for its head.
-        if self._watched_by is not driver:
-            self._watched_by, self._watches = driver, deque()
-        due = driver.now() + _WATCH_AFTER
-        self._watches.append((due, exchange))
-        if len(self._watches) == 1:
-            driver.alarm(due, _watcher(self._watches, driver))
-
-
-def _watcher(watches: deque[tuple[Instant, Exchange]], driver: Driver) -> Callable[[], None]:
-    def begin() -> None:
-        now = driver.now()
-        while watches and watches[0][0] <= now:
-            _, exchange = watches.popleft()
-            if exchange.outcome is None and not exchange.complete:
-                exchange.reader().read_ahead()
-        if watches:
-            driver.alarm(watches[0][0], begin)
-
-    return begin

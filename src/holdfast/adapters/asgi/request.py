@@ -13,7 +13,9 @@ Rule 4. When the response is complete the client has what it wanted: what the ha
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Awaitable, Iterable
 from typing import Final
 
 from holdfast.adapters.asgi.answers import problem_messages, server_timing
@@ -21,7 +23,7 @@ from holdfast.adapters.asgi.exchange import Exchange, ended_by
 from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import Duration
 from holdfast.runtime.tasks import aside
 
 __all__ = ["Request"]
@@ -34,74 +36,95 @@ _TOLD_GRACE: Final[Duration] = 1.0
 
 _REQUEST_ID: Final = b"x-request-id"
 _EVENT_STREAM: Final = b"text/event-stream"
+_WHOLE: Final = ("http.response.pathsend", "http.response.zerocopysend")
+"""Extensions of servers: one message that is the whole body."""
+
+
+async def _nothing() -> None:
+    """Where a message goes that nobody will read. A turn of the loop, so that a handler that does
+    nothing but send can be told that it is over."""
+    await asyncio.sleep(0)
 
 
 class Request(Exchange):
     """The scope of one request, and the `receive` and `send` that its handler gets."""
 
-    __slots__ = ("muted", "started")
+    __slots__ = ("_answering", "failure", "muted", "started")
 
     farewell = "http.disconnect"
-    overdue: bool = False
-    failure: Cause | None = None
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
         super().__init__(asgi, receive, send, terms)
         self.started = self.muted = False
+        self.failure: Cause | None = None
+        self._answering: asyncio.Task[None] | None = None
 
-    async def send(self, message: Message) -> None:
-        """The `send` of the handler."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """The `send` of the handler: changes the message and hands on to the server."""
         if self.muted:
-            return
+            return _nothing()
+        self.touched = self.driver.now()
         kind = message["type"]
-        if kind == "http.response.body":
+        if kind == "http.response.start":
+            if not self.started:
+                if (self.limit <= self.touched or message["status"] >= 500) and (
+                    self._ends_instead()
+                ):
+                    return _nothing()
+                self.started = True
+                headers = self._headers(message.get("headers", ()))
+                return self._send({**message, "headers": headers})
+        elif kind == "http.response.body":
             if not message.get("more_body", False):
                 self._completed()
-            await self._send(message)
-            self.touched = self.driver.now()
-        elif kind == "http.response.start":
-            if self.started or not self._ends_instead(message["status"]):
-                self.started = True
-                await self._send({**message, "headers": self._headers(message.get("headers", ()))})
-        else:
-            await self._send(message)
+        elif kind in _WHOLE:
+            self._completed()
+        return self._send(message)
 
-    def _ends_instead(self, status: int) -> bool:
+    def _ends_instead(self) -> bool:
         """Whether the request has ended already, so that this response must not start."""
-        if self.limit <= self.driver.now():
+        if self.limit <= self.touched:
             # Too late, and nobody gave the loop a chance to say so. Leaving the scope will.
             self.muted = True
-        elif status >= 500:
+        else:
             # A framework turns an error of ours into its own page, inside its except block.
             self.failure = ended_by(sys.exc_info()[1])
             self.muted = self.failure is not None
+            self.settle()  # so that it does not leave quietly
         return self.muted
 
-    def _headers(self, headers: Headers) -> Headers:
+    def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
         found = list(headers)
-        content_type = b""
         named = False
         for name, value in found:
-            name = name.lower()
             if name == b"content-type":
-                content_type = value
+                if value.startswith(_EVENT_STREAM):
+                    self.become_stream()
             elif name == _REQUEST_ID:
                 named = True
         if not named:
-            found.append((_REQUEST_ID, self.carried.identity.echo_id.encode("latin-1")))
+            found.append((_REQUEST_ID, self.echo_id()))
         found.append((b"server-timing", self._timing()))
-        if content_type.startswith(_EVENT_STREAM):
-            self.become_stream()
         return found
 
+    def echo_id(self) -> bytes:
+        """What the response shows as `X-Request-ID`."""
+        if self._given is None:
+            found = self.terms.codec.echo(self.asgi["headers"])
+            if found is not None:
+                return found.strip(b" \t")
+        return self.given.identity.echo_id.encode("latin-1")
+
     def _timing(self) -> bytes:
-        return server_timing(self.hop, self.driver.now() - self.arrival, self._ledger)
+        terms = self.terms
+        spent = self.driver.now() - self.arrival
+        return server_timing(terms.hop, terms.timing, spent, self._ledger)
 
     def _completed(self) -> None:
         self.complete = True
         if self.inbox is not None:
             self.inbox.stop()
-        if self.limit != NEVER and self.cause is None:
+        if self.tightens and self.cause is None:
             self.lift()
 
     def _end_for_gone(self, told: bool) -> None:
@@ -120,23 +143,31 @@ class Request(Exchange):
     def cancel_node(self, cause: Cause) -> bool:
         """See `Scope`; an answer is due soon, whatever the handler does."""
         won = super().cancel_node(cause)
-        if won and cause.kind is not CauseKind.DISCONNECT and not self.started:
+        if won and self.started:
+            # Cut, even where the handler ends the body in its clean-up: it is not the whole.
+            self.muted = not self.complete
+        elif won and cause.kind is not CauseKind.DISCONNECT:
             self.driver.alarm(self.driver.now() + _ANSWER_AFTER, self._answer_for_handler)
         return won
 
     def _answer_for_handler(self) -> None:
         if self.outcome is None and not self.muted and not self.started and self.cause is not None:
-            self.overdue = True
             self.terms.counts["overdue"] += 1
-            aside(self.answer(self.cause), name="holdfast answer")
+            self._answering = aside(self._answer(self.cause), name="holdfast answer")
 
     async def answer(self, cause: Cause) -> None:
         """Answer for the handler, unless an answer has begun or nobody is there to read it."""
+        if self._answering is not None:
+            # Not `await`: a server that sees its application return takes the answer for complete.
+            await asyncio.wait([self._answering])
+        await self._answer(cause)
+
+    async def _answer(self, cause: Cause) -> None:
         if self.started or cause.kind is CauseKind.DISCONNECT:
             return
         self.started = self.muted = True
         if self._ledger is not None and self._ledger.below and not cause.below:
             cause = cause.with_below(*self._ledger.below)
-        for message in problem_messages(cause, self.carried.identity, self._timing()):
+        for message in problem_messages(cause, self.given.identity, self._timing()):
             await self._send(message)
         self._completed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
 from holdfast.adapters.asgi.exchange import Exchange
@@ -21,14 +22,14 @@ class Socket(Exchange):
 
     farewell = "websocket.disconnect"
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The `send` of the handler."""
+        self.touched = self.driver.now()
         if message["type"] == "websocket.close":
             self.complete = True
             if self.inbox is not None:
                 self.inbox.stop()
-        await self._send(message)
-        self.touched = self.driver.now()
+        return self._send(message)
 
     def _end_for_gone(self, told: bool) -> None:
         # A handler that has read the disconnect cleans up and ends; that is how it should be.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from holdfast.adapters.asgi.types import ServerScope
-from holdfast.domain.policy import Policy, Resolved
+from holdfast.adapters.asgi.answers import timing_prefix
+from holdfast.domain.policy import Policy
 from holdfast.domain.wire.inbound import InboundCodec
 
 __all__ = ["Terms"]
@@ -17,10 +17,11 @@ class Terms:
     Attributes:
         policy: what they were compiled from.
         counts: requests by what became of them; shared by all terms of one middleware.
+        timing: what `Server-Timing` begins with.
         observing: whether the policy counts what it would cut and cuts nothing.
     """
 
-    __slots__ = ("codec", "counts", "hop", "observing", "policy", "sample")
+    __slots__ = ("codec", "counts", "hop", "observing", "policy", "sample", "timing")
 
     def __init__(self, policy: Policy, counts: Counter[str]) -> None:
         self.policy = policy
@@ -29,7 +30,4 @@ class Terms:
         self.observing = policy.mode == "observe"
         self.sample = policy.wire.sample
         self.hop = policy.service
-
-    def of(self, asgi: ServerScope) -> Resolved:
-        """The limits of a request."""
-        return self.policy.limits(asgi["path"], asgi.get("method", ""))
+        self.timing = timing_prefix(policy.service)

@@ -68,7 +68,7 @@ class Library:
 
 def _as_timeout_of(api: Any, ours: type[DeadlineExceeded]) -> Any:
     # Programs catch `httpx.TimeoutException` today and shall go on to work, so the error is both.
-    # It is the general class, not ReadTimeout or a sister of it: the time for the whole call ran out.
+    # It is the general class, not ReadTimeout or a sister: the time for the whole call ran out.
     class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type]
         def __init__(self, cause: Cause, request: Any = None) -> None:
             ours.__init__(self, cause)

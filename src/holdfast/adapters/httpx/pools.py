@@ -4,8 +4,8 @@ httpcore 1.0.9 loses a place in its pool when a waiting request is cancelled and
 request has run again, another one leaves and gives it a new connection: the request is gone, and
 its connection is neither open nor closed, for ever (encode/httpcore#1093). No care in delivering
 the cancellation can prevent that, since both happen between two turns of the waiting task. But it
-can be seen afterwards: a connection that is in use and that no request of the pool refers to. httpcore2
-looks for such connections itself.
+can be seen afterwards: a connection that is in use and that no request of the pool refers to.
+httpcore2 looks for such connections itself.
 
 Both leave the socket to the garbage collector when a TLS handshake is cancelled, so the streams
 that they dial get a `start_tls` that closes them then.

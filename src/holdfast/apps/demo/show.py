@@ -121,7 +121,7 @@ def _picture(look: Look) -> RenderableType:
     color = "green" if look.carriers else "red"
     title = Text.assemble(
         (f"  {HEADINGS[look.carriers]}", f"bold {color}"), f"  {look.doing}",
-        (f"  {look.users} users, {look.answered} answered", "dim"),
+        (f"  {look.users} users, {look.answered} answered" if look.users else "", "dim"),
     )  # fmt: skip
     done = min(look.elapsed / look.seconds, 1.0)
     bar = ProgressBar(_PARTS, look.carriers + done, width=72, complete_style=color)

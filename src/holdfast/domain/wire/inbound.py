@@ -98,7 +98,7 @@ class InboundCodec:
         trust_stage: whether an inbound stage is believed.
     """
 
-    __slots__ = ("_stage_header", "_table")
+    __slots__ = ("_plain", "_stage_header", "_table")
 
     def __init__(
         self,
@@ -115,11 +115,44 @@ class InboundCodec:
         for name, grammar in headers.inbound:
             table[name] = (name.decode(), decoder(grammar))
         self._table = table
+        self._plain = {name: grammar for name, (_, grammar) in table.items() if grammar}
 
     @classmethod
     def of(cls, settings: WireSettings) -> InboundCodec:
         """The codec that settings ask for."""
         return cls(settings.headers, settings.stage_header, settings.trust_stage)
+
+    def left(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Duration | None, int]:
+        """Seconds left by the tightest valid header, and how many were malformed.
+
+        The part of `read` that every request needs before its work begins; the rest can wait until
+        somebody asks who the request is.
+        """
+        plain = self._plain
+        left: Duration | None = None
+        malformed = 0
+        for name, value in headers:
+            if name in plain:
+                seconds = plain[name](value)
+                if seconds is None:
+                    malformed += 1
+                elif left is None or seconds < left:
+                    left = seconds
+        return left, malformed
+
+    @staticmethod
+    def echo(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """What the caller named the request, as it came; none unless it did so once and validly.
+
+        Where there is one, it is what `identify` would have the response echo.
+        """
+        found: bytes | None = None
+        for name, value in headers:
+            if name == b"x-request-id":
+                if found is not None or parse_request_id(value) is None:
+                    return None
+                found = value
+        return found
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Inbound:
         """What the headers say. Never raises on any bytes.
