@@ -1,8 +1,8 @@
 """Figure 3: to cancel a group of tasks, and how long the loop stands still meanwhile.
 
 Every task waits for a future that never comes. The limit is the plain loop: `task.cancel()` for
-each, then `asyncio.wait`. The clock runs from the call that cancels to the end of the group's block.
-A callback on every turn of the loop takes the time since the turn before.
+each, then `asyncio.wait`. The clock runs from the call that cancels to the end of the group's
+block. A callback on every turn of the loop takes the time since the turn before.
 """
 
 from __future__ import annotations

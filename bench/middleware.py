@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import import_module
 from typing import Any, Final
 
+import holdfast
 from bench._harness import LOOPS, Case, Table, Tell, absent, compare, duel, new_loop, rounds
 
 __all__ = ["TITLE", "VARIANTS", "measure"]
@@ -21,11 +22,13 @@ TITLE: Final = "One request through the server"
 APPS: Final = {"at once": 0, "suspending twice": 2}
 VARIANTS: Final = [{"loop": loop, "app": app} for loop in reversed(LOOPS) for app in APPS]
 BARE: Final = "bare application"
-OURS: Final = "HoldfastMiddleware"
+OURS: Final = "HoldfastMiddleware, nobody asks who the request is"
+ASKED: Final = "HoldfastMiddleware, the application asks for the identity"
 GOAL: Final = 1.5
 OTEL: Final = "opentelemetry.instrumentation.asgi"
 
 CONNECTIONS: Final = 16
+TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 REQUEST: Final = (
     b"GET /orders/42 HTTP/1.1\r\nhost: orders.local\r\nuser-agent: bench\r\naccept: */*\r\n"
     b"x-envoy-expected-rq-timeout-ms: 30000\r\nx-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n"
@@ -106,6 +109,17 @@ def bare(suspensions: int) -> App:
     return app
 
 
+def asking(app: App) -> App:
+    """What logs or calls others must know who the request is; headers are read no sooner."""
+
+    async def layer(scope: Message, receive: Receive, send: Send) -> None:
+        if holdfast.current().identity.trace_id != TRACE_ID:
+            raise RuntimeError("the identity got lost")
+        await app(scope, receive, send)
+
+    return layer
+
+
 def with_timeout(app: App) -> App:
     async def layer(scope: Message, receive: Receive, send: Send) -> None:
         async with asyncio.timeout(30):
@@ -172,11 +186,13 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
         app = bare(suspensions)
         servers = {BARE: Server(app)}
         servers |= {name: Server(layer(app)) for name, layer in layers().items()}
+        servers[ASKED] = Server(layers()[OURS](asking(app)))
         cases = [Case(name, server.run) for name, server in servers.items()]
         cells = await duel(cases, rounds(quick, 60), tell)
         compare(table, "request", {name: cell.per(CONNECTIONS) for name, cell in cells.items()})
 
     with asyncio.Runner(loop_factory=lambda: new_loop(variant["loop"])) as runner:
         runner.run(run())
-    table.goal(OURS, "request", GOAL)
+    for name in (OURS, ASKED):
+        table.goal(name, "request", GOAL)
     return [table]

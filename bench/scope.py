@@ -39,6 +39,7 @@ LIMIT: Final = "loop.call_at + cancel (limit)"
 OURS: Final = "holdfast.timeout"
 TIGHTER: Final = "holdfast.timeout, each tighter than the last"
 PEER: Final = "asyncio.timeout"
+SETTLED: Final = "holdfast.timeout that lives on: in the tree and the timers"
 EMPTY: Final = "empty"
 
 _LEVELS: Final = 10
@@ -47,13 +48,12 @@ _FLOOR: Final = ContextVar[object]("floor", default=None)
 Run = Callable[[int], Awaitable[object]]
 
 
-def nested(names: dict[str, Any], opening: str, depth: int) -> Run:
+def nested(names: dict[str, Any], opening: str, depth: int, body: str = "pass") -> Run:
     """A function that runs n batches of `depth` blocks, one within the other.
 
-    `opening` is the head of a block; `{level}` in it counts from 0.
+    `opening` is the head of a block; `{level}` in it counts from 0. `body` is in the innermost.
     """
     lines: list[str] = []
-    body = "pass"
     for low in reversed(range(0, depth, _LEVELS)):
         heads = [opening.format(level=level) for level in range(low, min(low + _LEVELS, depth))]
         if low == 0:
@@ -111,6 +111,7 @@ def waiting(depth: int) -> Run:
 
 def contestants(depth: int, with_anyio: bool) -> list[Case]:
     import holdfast
+    from holdfast.runtime.driver import driver_of
 
     loop = asyncio.get_running_loop()
     handles = {"call_at": loop.call_at, "time": loop.time, "nothing": _nothing}
@@ -134,6 +135,9 @@ def contestants(depth: int, with_anyio: bool) -> list[Case]:
         Case(PEER, nested({"open": asyncio.timeout}, f"async with open({SECONDS}):", depth)),
         Case("asyncio.wait_for", waiting(depth)),
     ]
+    settled = {"open": holdfast.timeout, "settle": driver_of(loop).settle}
+    opening = f"async with open({SECONDS}):"
+    cases.append(Case(SETTLED, nested(settled, opening, depth, "settle()")))
     if depth > 1:
         tighter = f"async with open({SECONDS} - {{level}}):"
         cases.append(Case(TIGHTER, nested({"open": holdfast.timeout}, tighter, depth)))

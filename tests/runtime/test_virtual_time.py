@@ -115,7 +115,7 @@ async def test_a_foreign_thread_may_wake_a_loop_without_timers() -> None:
 
 async def test_a_loop_that_is_never_idle_does_not_stop_the_time() -> None:
     over = asyncio.create_task(asyncio.sleep(0.5))
-    while not over.done():
+    while not over.done():  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert now() - START == pytest.approx(0.5, abs=0.01)
 

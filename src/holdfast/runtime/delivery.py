@@ -2,8 +2,10 @@
 
 Rule 1. Once per task: the outermost cancelled scope that a task hosts is the one that cancels it.
 Rule 2. Not a task that somebody else is cancelling: a second cancel would break its clean-up.
-Rule 3. Not a task that has already got what it waited for and has not run since: it would lose it
-        (a connection that a pool just handed over). It gets a few turns of the loop to move on.
+Rule 3. A task never loses what it was given (a connection that a pool handed over). One that has
+        got what it waited for, and has not run since, gets a few turns of the loop to move on. And
+        a cancelled task runs at once, in the same callback: `task.cancel()` by itself only makes it
+        ready, and what runs before it could still hand it something.
 Rule 4. Not through an anyio shield: it waits until the shield ends, and no longer than a bound.
         A shield that guards a worker thread is waited for without a bound, since the thread cannot
         be stopped and its place must not be given away.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from holdfast.domain.cause import Cause
@@ -105,12 +108,19 @@ class Delivery:
         self._again: deque[_Waiting] = deque()
         self._watched: deque[tuple[Instant, Hosted]] = deque()
         self._pumping = False
-        self._running: asyncio.Task[Any] | None = None
 
     def reach(self, scope: Hosted) -> None:
         """Deliver the cancellation of `scope` to its own task and to all tasks below it."""
+        # In the next turn, outside of any task, so that a task can be run at once, and a cancel by
+        # somebody else in this turn is seen first. Only a task that has not begun is cancelled here
+        # and now: in the next turn it would have begun.
+        for node in islice(scope.below(), _SLICE):
+            hosted: Any = node
+            task = getattr(hosted, "task", None)
+            if task is not None and not node.shielded and not _has_begun(task):
+                self._deliver(hosted, self._now(), None)
         self._walks.append(scope.below())
-        self._pump()
+        self._schedule()
 
     def owed(self, scope: Hosted) -> None:
         """Deliver to `scope` alone, soon: a cancellation had to wait and its time has come."""
@@ -120,15 +130,11 @@ class Delivery:
     def _schedule(self) -> None:
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        self._pumping = False
-        self._pump()
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
+        self._pumping = False
         left = _SLICE
-        self._running = asyncio.current_task(self._loop)
         for _ in range(min(len(self._again), left)):
             self._try(self._again.popleft())
             left -= 1
@@ -169,19 +175,17 @@ class Delivery:
             return self._later(scope, waiting, now)
         if task.cancelling() > scope.baseline and now - begun < CLEANUP_GRACE:
             return self._later(scope, waiting, now)
-        if task is self._running:
-            self._again.append(waiting or _Waiting(scope, now))  # not in the middle of its step
-            return self._schedule()
+        leaf, waiter = _leaf(task)
         if shielded_within(task, scope.mark):
             if now - begun < SHIELD_BOUND or in_worker_thread(task):
                 return self._later(scope, waiting, now)
-        elif not _may_cancel(task) and (waiting is None or waiting.turns < _TURNS):
+        elif waiter is None and _has_begun(leaf) and (waiting is None or waiting.turns < _TURNS):
             again = waiting or _Waiting(scope, now)
             again.turns += 1
             self._again.append(again)
             return self._schedule()
         scope.delivered += 1
-        task.cancel(scope.reached())
+        _cancel_at_once(task, leaf, waiter, scope.reached())
         self._watch(scope, now)
         return None
 
@@ -225,19 +229,44 @@ class Delivery:
             self._alarm(now + wait, lambda: self._remind(scope, delivered_at, nth + 1))
 
 
-def _may_cancel(task: asyncio.Task[Any]) -> bool:
-    """Whether `task` waits for something that has not happened yet, or has not begun."""
+def _has_begun(task: asyncio.Task[Any]) -> bool:
+    coro = task.get_coro()
+    return getattr(coro, "cr_suspended", True) or getattr(coro, "cr_running", True)
+
+
+def _leaf(task: asyncio.Task[Any]) -> tuple[asyncio.Task[Any], Any]:
+    """The task at the end of a chain of tasks that wait for one another, and what it waits for.
+
+    The latter is None when that has happened already, or when it waits for nothing.
+    """
     for _ in range(16):
-        waiter = getattr(task, "_fut_waiter", None)
-        if waiter is None:
-            coro = task.get_coro()
-            return not getattr(coro, "cr_suspended", True)
-        if waiter.done():
-            return False
+        waiter: Any = getattr(task, "_fut_waiter", None)
+        if waiter is None or waiter.done():
+            return task, None
         if not isinstance(waiter, asyncio.Task):
-            return True
+            return task, waiter
         task = waiter  # pyright: ignore[reportUnknownVariableType]
-    return True
+    return task, None
+
+
+def _cancel_at_once(
+    task: asyncio.Task[Any], leaf: asyncio.Task[Any], waiter: Any, cause: Cause | None
+) -> None:
+    """Cancel `task` and let it run until it waits again, where that can be done.
+
+    It can when what is waited for in the end is a future of asyncio, among whose callbacks is the
+    one that wakes the task; that is called here and now.
+    """
+    for wakeup, context in getattr(waiter, "_callbacks", None) or ():
+        if getattr(wakeup, "__self__", None) is leaf:
+            waiter.remove_done_callback(wakeup)
+            task.cancel(cause)
+            if waiter.done():
+                context.run(wakeup, waiter)
+            else:  # it would not be cancelled: it wakes the task when it is done, as before
+                waiter.add_done_callback(wakeup, context=context)
+            return
+    task.cancel(cause)
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ class HostedNode(Node):
     __slots__ = (
         "baseline",
         "delivered",
+        "done",
         "driver",
         "mark",
         "outer",
@@ -41,6 +43,7 @@ class HostedNode(Node):
     mark: object
     baseline: int
     delivered: int
+    done: Callable[[asyncio.Task[Any]], None] | None
     settled: bool
     special: bool
     wish: Duration
@@ -65,7 +68,7 @@ class HostedNode(Node):
         self.opened_at = 0.0
         self.wish = seconds
         self.driver = NOT_ENTERED
-        self.outer = self.task = self.mark = None
+        self.outer = self.task = self.mark = self.done = None
         self.baseline = self.delivered = 0
         self.tightens = self.settled = self.special = False
 
@@ -232,6 +235,9 @@ class HostedNode(Node):
             self.driver.settle()
         if self.cause is not None and self.outcome is None:
             self.driver.troubles -= 1
+        if not self.children:
+            self.close(outcome)
+            return
         reached = self.reached()
         for node in self.close(outcome):
             self.driver.troubles += reached is not None and node.cause is reached
@@ -247,6 +253,10 @@ class HostedNode(Node):
             self.shut(Outcome.CANCELLED)
         else:
             self.shut(Outcome.DONE if task.exception() is None else Outcome.FAILED)
+        self.task = None  # the task holds the scope, by its context: no circle to be collected
+        done, self.done = self.done, None
+        if done is not None:
+            done(task)
 
     # -- async generators ------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -33,6 +33,7 @@ def spawn(
     driver: Driver,
     seconds: Duration = NEVER,
     origin: HostedNode | None = None,
+    done: Callable[[asyncio.Task[Any]], None] | None = None,
 ) -> tuple[asyncio.Task[T], Scope]:
     """Run `coro` in a task of its own, under a scope of its own below `parent`.
 
@@ -59,6 +60,7 @@ def spawn(
     context.run(AMBIENT.set, scope)
     task = driver.loop.create_task(coro, name=name, context=context)
     scope.task = task
+    scope.done = done
     task.add_done_callback(scope.task_done)
     return task, scope
 
@@ -117,9 +119,9 @@ class TaskGroup:
                 f"task group '{self.scope.name}' is not open, so nothing can start in it"
             )
         label = name or getattr(coro, "__name__", "child")
-        task, _ = spawn(coro, name=label, parent=self.scope, driver=self.scope.driver)
+        scope = self.scope
+        task, _ = spawn(coro, name=label, parent=scope, driver=scope.driver, done=self._done)
         self._children.add(task)
-        task.add_done_callback(self._done)
         return task
 
     def cancel(self, detail: str = "") -> bool:

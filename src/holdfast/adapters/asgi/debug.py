@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Mapping
+from typing import Final
 
 from holdfast.adapters.asgi.types import Headers, Send, ServerScope
 from holdfast.runtime.live import tree
 
 __all__ = ["debug_page"]
+
+_BY_PROXY: Final = (b"forwarded", b"via", b"x-real-ip")
 
 
 async def debug_page(scope: ServerScope, send: Send, counts: Mapping[str, int]) -> None:
@@ -38,9 +41,7 @@ async def debug_page(scope: ServerScope, send: Send, counts: Mapping[str, int]) 
 
 def _came_by_proxy(headers: Headers) -> bool:
     # A proxy on this machine looks like a client on it, whoever stands behind.
-    return any(
-        name in (b"forwarded", b"via") or name.startswith(b"x-forwarded-") for name, _ in headers
-    )
+    return any(name in _BY_PROXY or name.startswith(b"x-forwarded-") for name, _ in headers)
 
 
 def _is_local(client: tuple[str, int] | None) -> bool:

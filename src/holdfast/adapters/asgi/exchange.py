@@ -18,6 +18,7 @@ from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.scope import AMBIENT, Scope, running_task
+from holdfast.runtime.timers import Alarm
 
 __all__ = ["Exchange"]
 
@@ -57,6 +58,8 @@ class Exchange(Scope):
 
     farewell = ""
     failure: Cause | None = None
+    """Why the handler's own answer was held back."""
+    _alarm: Alarm | None = None
     _malformed: int = 0
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
@@ -65,7 +68,7 @@ class Exchange(Scope):
         self.limit = self.wish = NEVER
         self.opened_at = 0.0
         self.driver: Driver = None  # type: ignore[assignment]
-        self.outer = self.task = self.mark = None
+        self.outer = self.task = self.mark = self.done = None
         self.baseline = self.delivered = 0
         self.tightens = self.settled = False
         self.special = True
@@ -212,14 +215,15 @@ class Exchange(Scope):
     def _watch_idle(self, now: Instant) -> None:
         self.touched = now
         if self.idle != NEVER:
-            self.driver.alarm(now + self.idle, self._look_idle)
+            self.settle()  # so that it does not leave quietly
+            self._alarm = self.driver.alarm(now + self.idle, self._look_idle)
 
     def _look_idle(self) -> None:
         if self.outcome is not None or self.complete:
             return
         now, due = self.driver.now(), self.touched + self.idle
         if due > now:
-            self.driver.alarm(due, self._look_idle)
+            self._alarm = self.driver.alarm(due, self._look_idle)
         else:
             what = f"nothing was sent or read for {format_duration(self.idle)}"
             self.driver.begin(self, self.cause_of(CauseKind.DEADLINE, now, what))
@@ -233,9 +237,11 @@ class Exchange(Scope):
             BaseException: `error`, when the handler failed by itself.
         """
         if self.left_quietly(error):
-            return None
+            return self.failure
         if self.inbox is not None:
             self.inbox.stop()
+        if self._alarm is not None:
+            self.driver.drop(self._alarm)  # it would keep all of this for as long as the idle limit
         try:
             self.leave(error)
         except ScopeEnded as ended:

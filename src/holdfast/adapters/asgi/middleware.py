@@ -81,7 +81,14 @@ class HoldfastMiddleware:
                 await self.app(scope, exchange.receive, exchange.send)
             except BaseException as exc:
                 error = exc
-            cause = exchange.conclude(error)
+            try:
+                cause = exchange.conclude(error)
+            except BaseException:
+                if exchange.cause is not None:
+                    # It was over before. What the clean-up raised is for the log of the server.
+                    await exchange.answer(exchange.cause)
+                    self._log_end(exchange, exchange.cause)
+                raise
             if exchange.terms.observing:
                 self._observe(exchange)
         if cause is not None:

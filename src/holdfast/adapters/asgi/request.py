@@ -49,15 +49,14 @@ async def _nothing() -> None:
 class Request(Exchange):
     """The scope of one request, and the `receive` and `send` that its handler gets."""
 
-    __slots__ = ("_answering", "failure", "muted", "started")
+    __slots__ = ("muted", "started")
 
     farewell = "http.disconnect"
+    _answering: asyncio.Task[None] | None = None
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
         super().__init__(asgi, receive, send, terms)
         self.started = self.muted = False
-        self.failure: Cause | None = None
-        self._answering: asyncio.Task[None] | None = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """The `send` of the handler: changes the message and hands on to the server."""
