@@ -243,7 +243,13 @@ def test_an_upload_that_nobody_reads_stays_with_the_client(service: Service) -> 
     sent = 0
     with service.connect() as sock:
         sock.sendall(
-            head("/plain/sleep", f"x-key: {key}", "content-length: 50000000", method="POST")
+            head(
+                "/plain/sleep",
+                f"x-key: {key}",
+                f"{DEADLINE}: 1500",  # nobody reads, so nobody sees that the client leaves
+                "content-length: 50000000",
+                method="POST",
+            )
         )
         service.until(key, lambda j: "began" in j)
         sock.settimeout(0.7)

@@ -245,6 +245,27 @@ class HostedNode(Node):
             if isinstance(node, HostedNode) and node.tightens:
                 node.driver.timers.add(node, node.limit)
 
+    def disown(self) -> None:
+        """Go on under the process: whoever opened this leaves, and it still has to clean up.
+
+        It keeps its limit, and the cause that has reached it.
+        """
+        parent, driver = self.parent, self.driver
+        if parent is None or parent is driver.root or self.outcome is not None:
+            return
+        self.settle()
+        cause = self.reached()
+        if cause is not None and self.cause is None:
+            self.cause = cause
+            driver.troubles += 1
+            driver.root.cancelled_open += 1
+        if parent.children is not None:
+            parent.children.pop(self, None)
+        self.origin = self.origin or self.path
+        self.parent = driver.root
+        self.link()
+        self.retime(self.limit, self.limit != NEVER)
+
     def task_done(self, task: asyncio.Task[Any]) -> None:
         """Close with the task that the scope was made for."""
         if self.tightens:

@@ -86,6 +86,7 @@ def _let_go(
     task: asyncio.Task[T], scope: Scope, dispose: Callable[[T], Awaitable[object]] | None
 ) -> None:
     kept = scope.driver.kept
+    scope.disown()
 
     def finish(done: asyncio.Task[T]) -> None:
         kept.discard(done)

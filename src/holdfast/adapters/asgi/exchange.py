@@ -248,7 +248,7 @@ class Exchange(Scope):
             return ended.cause
         if error is None:
             return self.failure
-        cause = ended_by(error)
+        cause = ended_by(error) or self.failure
         if cause is None:
             raise error
         return cause

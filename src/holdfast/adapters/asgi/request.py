@@ -83,13 +83,13 @@ class Request(Exchange):
     def _ends_instead(self) -> bool:
         """Whether the request has ended already, so that this response must not start."""
         if self.limit <= self.touched:
-            # Too late, and nobody gave the loop a chance to say so. Leaving the scope will.
-            self.muted = True
+            # Too late, and nobody gave the loop a chance to say so.
+            what = "noticed when the response began"
+            self.failure = self.cause_of(CauseKind.DEADLINE, self.touched, what)
         else:
             # A framework turns an error of ours into its own page, inside its except block.
             self.failure = ended_by(sys.exc_info()[1])
-            self.muted = self.failure is not None
-            self.settle()  # so that it does not leave quietly
+        self.muted = self.failure is not None
         return self.muted
 
     def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -16,7 +16,7 @@ from holdfast.adapters.httpx.call import (
 )
 from holdfast.adapters.httpx.exchange import Exchange
 from holdfast.adapters.httpx.library import AsyncBase, adopt, library_of, variant
-from holdfast.adapters.httpx.pools import guard_dialling, needs_mending, pools_below
+from holdfast.adapters.httpx.pools import guard_dialling
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
@@ -74,7 +74,6 @@ class AsyncHoldfastTransport(AsyncBase):
         )
 
         guard_dialling(inner)
-        self._fragile = tuple(filter(needs_mending, pools_below(inner)))
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send `request`; see the class."""
@@ -85,7 +84,7 @@ class AsyncHoldfastTransport(AsyncBase):
             return await self._direct_call(call, outgoing)
         if outgoing is not request and call.limit != NEVER:
             sent_late(call, outgoing.extensions, is_async=True)
-        exchange = Exchange(call, self._fragile)
+        exchange = Exchange(call)
         response = await exchange.begin(self.inner, outgoing)
         if response.status_code == 101 or request.method == "CONNECT":
             return response
@@ -99,7 +98,10 @@ class AsyncHoldfastTransport(AsyncBase):
             async with Scope(call.name):
                 response = await self.inner.handle_async_request(outgoing)
         except Exception as exc:
-            error = call.explained(exc)
+            # A response that an application in memory cut at its limit is a failed assertion of the
+            # transport, and not an error of its own.
+            cut = isinstance(exc, AssertionError) and call.left <= 0
+            error = call.over() if cut else call.explained(exc)
             if error is exc:
                 raise
             raise error from exc

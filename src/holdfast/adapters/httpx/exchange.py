@@ -17,7 +17,6 @@ from collections import deque
 from typing import Any, Final
 
 from holdfast.adapters.httpx.call import Call
-from holdfast.adapters.httpx.pools import mend
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import Cancelled
 from holdfast.domain.instant import NEVER, Duration
@@ -40,15 +39,13 @@ class Exchange:
 
     Args:
         call: its bounds.
-        fragile: the pools that may lose a connection when it is cancelled.
     """
 
     scope: Scope
     task: asyncio.Task[None]
 
-    def __init__(self, call: Call, fragile: tuple[Any, ...] = ()) -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
-        self.fragile = fragile
         self.head: Any = None
         self.inner: Any = None
         self.chunks: deque[bytes] = deque()
@@ -123,13 +120,20 @@ class Exchange:
             self._wake(self._room)
         else:
             self.scope.cancel("the response was closed before its end", kind=CauseKind.CALLER)
-        await asyncio.wait([self.task], timeout=_CLOSING)
+        await self._end_within(_CLOSING)
 
     async def _abandon(self) -> None:
         self.closing = True
         if not self.ended:
             self.scope.cancel("its caller was cancelled", kind=CauseKind.PARENT)
-            await asyncio.wait([self.task], timeout=_PATIENCE)
+            await self._end_within(_PATIENCE)
+
+    async def _end_within(self, seconds: Duration) -> None:
+        try:
+            await asyncio.wait([self.task], timeout=seconds)
+        finally:
+            if not self.ended:
+                self.scope.disown()
 
     async def _news(self) -> None:
         self._reader = self.loop.create_future()
@@ -165,8 +169,6 @@ class Exchange:
         except asyncio.CancelledError:
             cause = self.scope.reached()
             self.error = None if cause is None else self.call.ended(cause)
-            for pool in self.fragile:
-                await mend(pool)
             raise
         except Exception as exc:
             self.error = self.call.explained(exc)

@@ -1,21 +1,14 @@
-"""What httpcore's pools need from us, beyond a careful cancellation.
+"""What the pools of httpcore need from us, beyond a careful cancellation.
 
-httpcore 1.0.9 loses a place in its pool when a waiting request is cancelled and, before that
-request has run again, another one leaves and gives it a new connection: the request is gone, and
-its connection is neither open nor closed, for ever (encode/httpcore#1093). No care in delivering
-the cancellation can prevent that, since both happen between two turns of the waiting task. But it
-can be seen afterwards: a connection that is in use and that no request of the pool refers to.
-httpcore2 looks for such connections itself.
-
-Both leave the socket to the garbage collector when a TLS handshake is cancelled, so the streams
-that they dial get a `start_tls` that closes them then.
+Both httpcore and httpcore2 leave the socket to the garbage collector when a TLS handshake is
+cancelled, so the streams that they dial get a `start_tls` that closes them then.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["guard_dialling", "mend", "needs_mending", "pools_below", "unguard_dialling"]
+__all__ = ["guard_dialling", "pools_below", "unguard_dialling"]
 
 _DEPTH: Final = 3
 
@@ -38,31 +31,6 @@ def pools_below(transport: Any) -> tuple[Any, ...]:
             ]
         level = [one for one in deeper if one not in found]
     return tuple(found)
-
-
-def needs_mending(pool: Any) -> bool:
-    """Whether a pool is one of httpcore 1, as we know it."""
-    return (
-        any(cls.__module__.partition(".")[0] == "httpcore" for cls in type(pool).__mro__)
-        and isinstance(getattr(pool, "_requests", None), list)
-        and hasattr(pool, "_assign_requests_to_connections")
-    )
-
-
-async def mend(pool: Any) -> None:
-    """Take out of a pool of httpcore 1 the connections that nobody uses and nobody can."""
-    used = {id(request.connection) for request in pool._requests}
-    lost = [
-        connection
-        for connection in pool._connections
-        if id(connection) not in used and not connection.is_idle() and not connection.is_closed()
-    ]
-    if not lost:
-        return
-    for connection in lost:
-        pool._connections.remove(connection)
-    lost += pool._assign_requests_to_connections()
-    await pool._close_connections(lost)
 
 
 class _Dialler:
