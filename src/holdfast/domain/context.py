@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -68,8 +67,7 @@ class Carried(NamedTuple):
 ANONYMOUS: Final = Carried()
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """A frozen view of the ambient context.
 
     Attributes:
@@ -83,5 +81,5 @@ class Context:
     deadline: Instant = NEVER
     identity: Identity = NOBODY
     stage: str = ""
-    baggage: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    baggage: Mapping[str, str] = _NOTHING
     scope: str = ""

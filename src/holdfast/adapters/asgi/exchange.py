@@ -92,8 +92,10 @@ class Exchange(Scope):
         if not self._name:
             asgi = self.asgi
             name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
-            # The path is decoded: a line break in it would be one in the log and in the tree.
-            self._name = "".join(c if c.isprintable() else "?" for c in name)
+            if not name.isprintable():
+                # The path is decoded: a line break in it would be one in the log and in the tree.
+                name = "".join(c if c.isprintable() else "?" for c in name)
+            self._name = name
         return self._name
 
     @property
@@ -108,7 +110,9 @@ class Exchange(Scope):
         """Who the request is; read from the headers when somebody first asks."""
         if self._given is None:
             inbound = self.terms.codec.read(self.asgi["headers"])
-            self.terms.counts["malformed_header"] += len(inbound.malformed) - self._malformed
+            if inbound.malformed:
+                malformed = len(inbound.malformed) - self._malformed
+                self.terms.counts["malformed_header"] += malformed
             identity = identify(
                 inbound.trace,
                 span_id=fresh_span_id(),

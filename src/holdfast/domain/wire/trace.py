@@ -37,9 +37,10 @@ REQUEST_ID_HEADER: Final = "x-request-id"
 _LONGEST_ID: Final = 128
 _LONGEST_STATE: Final = 1024
 _LONGEST_PARENT: Final = 256
+_PARENT_00: Final = 55
 _STATE_MEMBERS: Final = 32
 _PARENT: Final = re.compile(
-    rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x21-\x7e]*)?"
+    rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]*)?"
 )
 _B3: Final = re.compile(
     rb"([0-9a-f]{32}|[0-9a-f]{16})-([0-9a-f]{16})(?:-([01d]))?(?:-([0-9a-f]{16}))?"
@@ -94,16 +95,18 @@ def parse_traceparent(raw: bytes) -> TraceParent | None:
     """
     if len(raw) > _LONGEST_PARENT:
         return None
-    match = _PARENT.fullmatch(raw.strip(b" \t"))
-    if match is None:
+    if not _PARENT.fullmatch(raw):
+        raw = raw.strip(b" \t")
+        if not _PARENT.fullmatch(raw):
+            return None
+    # The fields of every version to come stand where those of version 00 stand.
+    text = raw.decode()
+    if text.startswith("ff") or (len(text) > _PARENT_00 and text.startswith("00")):
         return None
-    version, trace, span, flags, rest = match.groups()
-    if version == b"ff" or (rest is not None and version == b"00"):
-        return None
-    trace_id, span_id = trace.decode(), span.decode()
+    trace_id, span_id = text[3:35], text[36:52]
     if trace_id == _NO_TRACE_ID or span_id == _NO_SPAN_ID:
         return None
-    return TraceParent(trace_id, span_id, int(flags, 16) & 1 == 1)
+    return TraceParent(trace_id, span_id, int(text[53:55], 16) & 1 == 1)
 
 
 def format_traceparent(trace_id: str, span_id: str, sampled: bool) -> str:
