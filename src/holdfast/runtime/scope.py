@@ -237,7 +237,8 @@ class Scope(HostedNode):
         if self.cause is not None or self.delivered:
             self._leave_cancelled(exc)
             return
-        self._pass_on()
+        if driver.troubles:
+            self._pass_on()
         self.shut(_DONE if exc is None else outcome_of(exc))
 
     def _leave_cancelled(self, exc: BaseException | None) -> None:
