@@ -146,7 +146,9 @@ async def plain(scope: Any, receive: Any, send: Any) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for number in range(5):
-            await send({"type": "http.response.body", "body": b"data: %d\n\n" % number, "more_body": True})
+            await send(
+                {"type": "http.response.body", "body": b"data: %d\n\n" % number, "more_body": True}
+            )
             await asyncio.sleep(0.1)
         await send({"type": "http.response.body", "body": b""})
     elif what == "quick":
@@ -210,7 +212,9 @@ async def star_chunks(request: Request) -> Any:
         yield b"x" * 10
         await sleep_long(key)
 
-    return StreamingResponse(parts(), headers={"content-length": "100"} if "drip" in str(request.url) else {})
+    return StreamingResponse(
+        parts(), headers={"content-length": "100"} if "drip" in str(request.url) else {}
+    )
 
 
 async def star_background(request: Request) -> Any:
@@ -288,7 +292,10 @@ async def pass_on(request: Request, call_next: Any) -> Any:
 
 def starlette(layers: int) -> Any:
     return Starlette(
-        routes=[Route(f"/star{layers or ''}/{what}", call, methods=["GET", "POST", "HEAD"]) for what, call in POOL.items()],
+        routes=[
+            Route(f"/star{layers or ''}/{what}", call, methods=["GET", "POST", "HEAD"])
+            for what, call in POOL.items()
+        ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on) for _ in range(layers)],
     )
 
@@ -312,10 +319,17 @@ def thread_resource(request: Request) -> Any:
 
 
 def fastapi(layers: int) -> Any:
-    app = FastAPI(middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on) for _ in range(layers)])
+    app = FastAPI(
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=pass_on) for _ in range(layers)]
+    )
     for what, call in POOL.items():
         # FastAPI reads the annotations of a handler, and here they are texts.
-        app.add_api_route(f"/fast{layers or ''}/{what}", call, methods=["GET", "POST", "HEAD"], response_model=None)
+        app.add_api_route(
+            f"/fast{layers or ''}/{what}",
+            call,
+            methods=["GET", "POST", "HEAD"],
+            response_model=None,
+        )
 
     async def depends(
         request: Request, one: str = Depends(resource), two: str = Depends(thread_resource)
@@ -395,7 +409,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             "tasks": sum("holdfast" in task.get_name() for task in asyncio.all_tasks()),
         }
         body = json.dumps(answer).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", b"%d" % len(body))],
+            }
+        )
         await send({"type": "http.response.body", "body": body})
         return
     await middleware(scope, receive, send)
@@ -414,8 +434,11 @@ def main(server: str) -> None:
         print(port, flush=True)
         fast = server == "uvicorn"
         config = uvicorn.Config(
-            app, http="httptools" if fast else "h11", loop="uvloop" if fast else "asyncio",
-            access_log=False, log_level="error",
+            app,
+            http="httptools" if fast else "h11",
+            loop="uvloop" if fast else "asyncio",
+            access_log=False,
+            log_level="error",
         )
         uvicorn.Server(config).run([sock])
     elif server == "hypercorn":

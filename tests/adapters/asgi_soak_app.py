@@ -1,8 +1,8 @@
 """A service whose handler calls another through one plain httpx client with a pool of ten.
 
-Run as a process of its own: `python asgi_soak_app.py holdfast|based|naive`. It prints the port of the
-service. `naive` is what a careful engineer writes by hand: a watcher that cancels the handler's task
-when the client has gone.
+Run as a process of its own: `python asgi_soak_app.py holdfast|based|naive`. It prints its port.
+`based` has a `BaseHTTPMiddleware` between ours and the handler; `naive` is what everybody writes by
+hand: a watcher that cancels the handler's task when the client has gone.
 """
 
 from __future__ import annotations

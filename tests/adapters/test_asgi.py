@@ -1,4 +1,4 @@
-"""The ASGI carrier, driven by hand in virtual time: every rule of it where a server adds nothing."""
+"""The ASGI carrier, driven by hand in virtual time: its rules where a server adds nothing."""
 
 from __future__ import annotations
 
@@ -182,7 +182,9 @@ async def test_of_several_headers_the_tightest_holds() -> None:
 
 async def test_a_route_has_limits_of_its_own() -> None:
     handler = Sleeper()
-    policy = within(10, Route("/api/v2/payment*", {"request": 2}), Route("/reports*", {"request": 30}))
+    policy = within(
+        10, Route("/api/v2/payment*", {"request": 2}), Route("/reports*", {"request": 30})
+    )
     for path, limit in (("/api/v2/payments/7", 2), ("/reports", 30), ("/", 10)):
         await Call(HoldfastMiddleware(handler, policy), path=path).run()
         assert handler.remaining == pytest.approx(limit)
@@ -297,7 +299,9 @@ async def test_the_problem_names_the_hops_below_that_were_heard_of() -> None:
     assert "shop.payments;dur=500" in call.headers["server-timing"]
 
 
-@pytest.mark.parametrize("evil", [b"a\r\nset-cookie: x=1", b"a\nb", b"\x00", b"\xc3\xa4", b"x" * 200])
+@pytest.mark.parametrize(
+    "evil", [b"a\r\nset-cookie: x=1", b"a\nb", b"\x00", b"\xc3\xa4", b"x" * 200]
+)
 async def test_a_request_id_that_is_no_header_value_is_not_echoed(evil: bytes) -> None:
     for handler in (quick, Sleeper()):
         call = await Call(HoldfastMiddleware(handler, within(1)), (b"x-request-id", evil)).run()
@@ -522,7 +526,9 @@ async def test_a_begun_response_is_never_made_to_look_whole(ends: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["http.response.body", "http.response.pathsend"])
-async def test_after_the_response_neither_deadline_nor_disconnect_ends_the_handler(kind: str) -> None:
+async def test_after_the_response_neither_deadline_nor_disconnect_ends_the_handler(
+    kind: str,
+) -> None:
     done: list[str] = []
 
     async def handler(scope: Any, receive: Any, send: Any) -> None:
@@ -651,7 +657,9 @@ async def test_a_read_that_is_given_up_loses_nothing() -> None:
     task = call.start()
     for number in range(5):
         await asyncio.sleep(0.05)
-        call.incoming.put_nowait({"type": "http.request", "body": b"%d" % number, "more_body": True})
+        call.incoming.put_nowait(
+            {"type": "http.request", "body": b"%d" % number, "more_body": True}
+        )
     await task
     assert found == [b"0", b"1", b"2", b"3", b"4"]
 

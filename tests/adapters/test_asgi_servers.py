@@ -18,8 +18,6 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ResponseReceived, StreamEnded, StreamReset
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
 from tests.adapters.asgi_peers import (
     DEADLINE,
@@ -101,10 +99,7 @@ def test_a_second_request_on_a_connection_has_a_deadline_of_its_own(service: Ser
 
 
 def test_pipelined_requests_are_told_apart(service: Service) -> None:
-    if service.which == "hypercorn":
-        first = "/plain/quick"
-    else:
-        first = "/plain/late"
+    first = "/plain/quick" if service.which == "hypercorn" else "/plain/late"
     key = fresh_key()
     with service.connect() as sock:
         sock.sendall(
@@ -121,7 +116,7 @@ def test_pipelined_requests_are_told_apart(service: Service) -> None:
     assert "escaped" not in service.ask("/debug/holdfast/tree.json")[2].decode()
 
 
-@pytest.mark.parametrize("dress", ("star", "fast1"))
+@pytest.mark.parametrize("dress", ["star", "fast1"])
 def test_a_handler_in_a_thread_is_answered_for_and_counted(service: Service, dress: str) -> None:
     key = fresh_key()
     before = service.story(key)["counts"].get("overdue", 0)
@@ -136,7 +131,7 @@ def test_a_handler_in_a_thread_is_answered_for_and_counted(service: Service, dre
 
 
 @pytest.mark.parametrize("dress", FRAMED)
-@pytest.mark.parametrize("what", ("inner", "group"))
+@pytest.mark.parametrize("what", ["inner", "group"])
 def test_an_error_of_ours_becomes_the_504_whatever_page_the_framework_has(
     service: Service, dress: str, what: str
 ) -> None:
@@ -162,7 +157,7 @@ def test_a_sleeping_handler_is_cancelled_when_its_client_leaves(
     service.settled()
 
 
-@pytest.mark.parametrize("dress", ("fast", "fast1", "fast3"))
+@pytest.mark.parametrize("dress", ["fast", "fast1", "fast3"])
 def test_dependencies_are_torn_down_exactly_once(service: Service, dress: str) -> None:
     for way in ("leave", "deadline"):
         key = fresh_key()
@@ -187,7 +182,7 @@ def test_dependencies_are_torn_down_exactly_once(service: Service, dress: str) -
     service.settled()
 
 
-@pytest.mark.parametrize("dress", ("star", "fast"))  # Starlette hides it below BaseHTTPMiddleware
+@pytest.mark.parametrize("dress", ["star", "fast"])  # Starlette hides it below BaseHTTPMiddleware
 def test_a_handler_that_asks_in_its_clean_up_is_told(service: Service, dress: str) -> None:
     key = fresh_key()
     with service.connect() as sock:
@@ -207,7 +202,7 @@ def test_a_handler_that_reads_the_disconnect_may_finish(service: Service, dress:
 
 
 @pytest.mark.parametrize("dress", CLOTHES)
-@pytest.mark.parametrize("size", (0, 1, 100_000, 3_000_000))
+@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 def test_a_body_that_is_read_late_is_complete(service: Service, dress: str, size: int) -> None:
     body = random.Random(size).randbytes(size)
     found = service.ask(f"/{dress}/late", "content-type: x/y", method="POST", body=body)
@@ -215,14 +210,16 @@ def test_a_body_that_is_read_late_is_complete(service: Service, dress: str, size
     assert json.loads(found[2]) == {"length": size, "sha": hashlib.sha256(body).hexdigest()}
 
 
-@pytest.mark.parametrize("dress", ("plain", "star", "fast3"))
-@pytest.mark.parametrize("what", ("late", "slow"))
+@pytest.mark.parametrize("dress", ["plain", "star", "fast3"])
+@pytest.mark.parametrize("what", ["late", "slow"])
 def test_a_body_in_chunks_with_pauses_is_complete(service: Service, dress: str, what: str) -> None:
     dice = random.Random(7)
     whole = b""
     with service.connect() as sock:
         sock.sendall(
-            head(f"/{dress}/{what}", "transfer-encoding: chunked", "connection: close", method="POST")
+            head(
+                f"/{dress}/{what}", "transfer-encoding: chunked", "connection: close", method="POST"
+            )
         )
         for size in (1, 70_000, 5, 200_000, 0, 65_536, 3, 90_000):
             if size:
@@ -265,7 +262,7 @@ def test_an_upload_that_nobody_reads_stays_with_the_client(service: Service) -> 
 
 
 @pytest.mark.parametrize("dress", CLOTHES)
-@pytest.mark.parametrize("what", ("drip", "chunks"))
+@pytest.mark.parametrize("what", ["drip", "chunks"])
 def test_a_response_that_has_begun_is_cut_at_the_deadline(
     service: Service, dress: str, what: str
 ) -> None:
@@ -302,7 +299,7 @@ def test_a_file_is_a_complete_response_too(service: Service) -> None:
     service.until(key, lambda j: j == ["background done"])
 
 
-@pytest.mark.parametrize("dress", ("plain", "star", "fast3"))
+@pytest.mark.parametrize("dress", ["plain", "star", "fast3"])
 def test_an_event_stream_has_an_idle_limit_and_no_total_one(service: Service, dress: str) -> None:
     _, _, body = service.ask(f"/{dress}/sse")
     assert body.count(b"data:") == 5
@@ -317,14 +314,18 @@ def test_an_event_stream_keeps_to_what_its_caller_set(service: Service) -> None:
 # -- identity -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dress", ("plain", *FRAMED))
+@pytest.mark.parametrize("dress", ["plain", *FRAMED])
 def test_a_request_knows_who_it_is_in_handlers_and_threads(service: Service, dress: str) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     for given, request_id, echo in (
         (f"traceparent: 00-{trace}-b7ad6b7169203331-01", trace, trace),
         (f"b3: {trace}-b7ad6b7169203331-1", trace, trace),
         (f"x-request-id: {trace}", trace, trace),
-        ("x-request-id: 0AF76519-16CD-43DD-8448-EB211C80319C", trace, "0AF76519-16CD-43DD-8448-EB211C80319C"),
+        (
+            "x-request-id: 0AF76519-16CD-43DD-8448-EB211C80319C",
+            trace,
+            "0AF76519-16CD-43DD-8448-EB211C80319C",
+        ),
     ):
         _, headers, body = service.ask(f"/{dress}/who", given, "x-release-stage: canary")
         assert headers["x-request-id"] == echo
@@ -332,7 +333,7 @@ def test_a_request_knows_who_it_is_in_handlers_and_threads(service: Service, dre
             assert seen == [request_id, echo, ""]  # the stage is not trusted here
 
 
-@pytest.mark.parametrize("dress", ("star", "fast3"))
+@pytest.mark.parametrize("dress", ["star", "fast3"])
 def test_a_plain_function_and_a_background_task_know_it_too(service: Service, dress: str) -> None:
     _, _, body = service.ask(f"/{dress}/who-sync", "x-request-id: me")
     assert [seen[1] for seen in json.loads(body).values()] == ["me", "me"]
@@ -352,57 +353,60 @@ def test_the_debug_page_shows_what_is_open(service: Service) -> None:
         _, _, body = service.ask("/debug/holdfast/tree")
         assert b"GET /plain/sleep" in body
         _, _, body = service.ask("/debug/holdfast/tree.json")
-        assert json.loads(body)["requests"]
+        assert "requests" in json.loads(body)
     service.until(key, lambda j: "ended" in j)
 
 
 # -- WebSockets ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(name="socketed")
-def with_websockets(service: Service) -> Service:
-    if service.which == "h11":
-        pytest.skip("the same WebSocket code as the other uvicorn")
-    return service
+# h11 and httptools have the same WebSockets below them.
+socketed = pytest.mark.parametrize(
+    "service", ["uvicorn", "hypercorn", "granian"], indirect=True, scope="module"
+)
 
 
-def dial(service: Service, path: str, key: str, *more: tuple[str, str]) -> ClientConnection:
+def dial(service: Service, path: str, key: str, *more: tuple[str, str]) -> Any:
     headers = {"x-key": key, **dict(more)}
-    return connect(f"ws://127.0.0.1:{service.port}{path}", additional_headers=headers, proxy=None)
+    client = pytest.importorskip("websockets.sync.client")
+    return client.connect(
+        f"ws://127.0.0.1:{service.port}{path}", additional_headers=headers, proxy=None
+    )
 
 
-def test_a_websocket_works_and_knows_who_it_is(socketed: Service) -> None:
+@socketed
+def test_a_websocket_works_and_knows_who_it_is(service: Service) -> None:
     key = fresh_key()
-    with dial(socketed, "/ws/echo", key, ("x-request-id", "me")) as ws:
+    with dial(service, "/ws/echo", key, ("x-request-id", "me")) as ws:
         for number in range(20):
             ws.send(f"{number}")
         assert [ws.recv(PATIENCE) for _ in range(20)] == [f"echo {n}" for n in range(20)]
         ws.send("who")
         assert json.loads(ws.recv(PATIENCE))[1] == "me"
-    assert socketed.until(key, bool)[0].startswith("saw ")
-    socketed.settled()
+    assert service.until(key, bool)[0].startswith("saw ")
+    service.settled()
 
 
-def test_an_idle_websocket_is_closed_with_1001(socketed: Service) -> None:
-    with dial(socketed, "/ws/idle", fresh_key()) as ws:
+@socketed
+def test_an_idle_websocket_is_closed_with_1001(service: Service) -> None:
+    with dial(service, "/ws/idle", fresh_key()) as ws:
         ws.send("one")
         assert ws.recv(PATIENCE) == "echo one"
-        with pytest.raises(ConnectionClosed) as caught:
+        with pytest.raises(Exception, match="nothing was sent or read for 300 ms"):
             ws.recv(PATIENCE)
-    assert caught.value.rcvd is not None
-    assert caught.value.rcvd.code == 1001
-    assert "nothing was sent or read for 300 ms" in caught.value.rcvd.reason
+        assert ws.close_code == 1001
 
 
-def test_a_websocket_handler_at_work_is_cancelled_when_its_client_leaves(socketed: Service) -> None:
+@socketed
+def test_a_websocket_handler_at_work_is_cancelled_when_its_client_leaves(service: Service) -> None:
     for polite in (True, False):
         key = fresh_key()
-        with dial(socketed, "/ws/work", key) as ws:
-            socketed.until(key, lambda j: "began" in j)
+        with dial(service, "/ws/work", key) as ws:
+            service.until(key, lambda j: "began" in j)
             if not polite:
                 ws.socket.shutdown(socket.SHUT_RDWR)
-        assert socketed.until(key, lambda j: "ended" in j) == ["began", "cancelled", "ended"]
-    socketed.settled()
+        assert service.until(key, lambda j: "ended" in j) == ["began", "cancelled", "ended"]
+    service.settled()
 
 
 # -- HTTP/2 -------------------------------------------------------------------------------------
@@ -451,39 +455,40 @@ class Multiplexed:
         return str(dict(first.headers)[b":status"].decode())
 
 
-@pytest.fixture(name="multiplexed")
-def with_http_2(service: Service) -> Iterator[tuple[Service, Multiplexed]]:
-    if service.which in ("uvicorn", "h11"):
-        pytest.skip("uvicorn speaks HTTP/1.1 only")
+multiplexed = pytest.mark.parametrize(
+    "service", ["hypercorn", "granian"], indirect=True, scope="module"
+)
+
+
+@multiplexed
+def test_a_reset_cancels_one_stream_and_no_other(service: Service) -> None:
     with service.connect() as sock:
-        yield service, Multiplexed(sock)
+        client = Multiplexed(sock)
+        gone, stays = fresh_key(), fresh_key()
+        first = client.get("/star1/sleep", ("x-key", gone))
+        second = client.get("/plain/sleep", ("x-key", stays), (DEADLINE, "600"))
+        service.until(gone, lambda j: "began" in j)
+        client.reset(first)
+        assert service.until(gone, lambda j: "ended" in j) == ["began", "cancelled", "ended"]
+        client.read(lambda: client.ended(second))
+        assert client.status(second) == "504"
+        service.logged("499 GET /star1/sleep")
+        service.settled()
 
 
-def test_a_reset_cancels_one_stream_and_no_other(multiplexed: tuple[Service, Multiplexed]) -> None:
-    service, client = multiplexed
-    gone, stays = fresh_key(), fresh_key()
-    first = client.get("/star1/sleep", ("x-key", gone))
-    second = client.get("/plain/sleep", ("x-key", stays), (DEADLINE, "600"))
-    service.until(gone, lambda j: "began" in j)
-    client.reset(first)
-    assert service.until(gone, lambda j: "ended" in j) == ["began", "cancelled", "ended"]
-    client.read(lambda: client.ended(second))
-    assert client.status(second) == "504"
-    service.logged("499 GET /star1/sleep")
-    service.settled()
-
-
-def test_a_begun_stream_is_reset_at_the_deadline(multiplexed: tuple[Service, Multiplexed]) -> None:
-    service, client = multiplexed
-    other = client.get("/plain/late")
-    stream = client.get("/plain/chunks", (DEADLINE, "150"))
-    client.read(lambda: client.ended(other))
-    service.settled()
-    assert client.status(other) == "200"
-    client.sock.settimeout(1)
-    try:
-        client.read(lambda: client.ended(stream))
-    except TimeoutError:
-        pytest.xfail(f"{service.which} leaves a stream open that its application gave up")
-    last = client.answers[stream][-1]
-    assert not any(isinstance(e, StreamEnded) for e in client.answers[stream]), last
+@multiplexed
+def test_a_begun_stream_is_reset_at_the_deadline(service: Service) -> None:
+    with service.connect() as sock:
+        client = Multiplexed(sock)
+        other = client.get("/plain/late")
+        stream = client.get("/plain/chunks", (DEADLINE, "150"))
+        client.read(lambda: client.ended(other))
+        service.settled()
+        assert client.status(other) == "200"
+        client.sock.settimeout(1)
+        try:
+            client.read(lambda: client.ended(stream))
+        except TimeoutError:
+            pytest.xfail(f"{service.which} leaves a stream open that its application gave up")
+        last = client.answers[stream][-1]
+        assert not any(isinstance(e, StreamEnded) for e in client.answers[stream]), last

@@ -3,7 +3,9 @@
 The pool of httpcore 1.0.9 loses a place for ever when a request is cancelled while it waits for one
 and, before it has run again, somebody hands it a connection (encode/httpcore#1093). In this same
 harness a watcher that does what everybody writes by hand, `task.cancel()` when the client has gone,
-kills the pool within 8,000 requests: `CALLERS=20 python tests/adapters/test_asgi_soak.py naive 8000`.
+takes eight to ten of its ten places away within 8,000 requests, some of them connections that are
+CONNECTING for nobody, some ACTIVE for nobody:
+`python tests/adapters/test_asgi_soak.py naive 8000 4`.
 
 `HOLDFAST_SOAK` sets the number of requests.
 """
@@ -85,7 +87,7 @@ async def ask(port: int, path: str) -> Any:
 
 
 async def quiet(port: int) -> None:
-    """Wait until every handler has ended: below several layers they are slower than clients leave."""
+    """Wait until every handler has ended; below several layers that takes a while."""
     before = -1
     for _ in range(150):
         await asyncio.sleep(0.2)
