@@ -59,9 +59,9 @@ class Node:
         origin: path of the scope that detached work came from.
     """
 
-    # What every scope has is in slots and written at birth. CPython does not specialise access to an
-    # attribute that the class has too: for these a default of the class would cost ten times as
-    # much; for what few scopes have, a default of the class costs nothing.
+    # What every scope has is in slots and written at birth. CPython does not specialise access to
+    # an attribute that the class has too: for these a default of the class would cost ten times as
+    # much. For what few scopes have, a default of the class costs nothing.
     __slots__ = (
         "__dict__",
         "cause",

@@ -57,6 +57,8 @@ class Exchange(Scope):
     )
 
     farewell = ""
+    streams: bool = False
+    """Whether an idle limit holds instead of the policy's total one."""
     failure: Cause | None = None
     """Why the handler's own answer was held back."""
     _alarm: Alarm | None = None
@@ -145,6 +147,7 @@ class Exchange(Scope):
             self._malformed = malformed
         budget = limits.request
         if stream or resolved.stream:
+            self.streams = True
             budget, self.idle = NEVER, limits.idle
         if left is not None:
             self.left = left
@@ -208,11 +211,18 @@ class Exchange(Scope):
     # -- idling ----------------------------------------------------------------------------------
 
     def become_stream(self) -> None:
-        """From now on the idle limit holds, and of total limits only the caller's."""
-        if self.idle != NEVER or self.terms.observing:
-            return
+        """From now on the idle limit holds, and of total limits only the caller's.
+
+        Not where the route says that it is no stream.
+        """
         asgi = self.asgi
-        self.idle = self.terms.policy.limits(asgi["path"], asgi.get("method", "")).limits.idle
+        resolved = self.terms.policy.limits(asgi["path"], asgi.get("method", ""))
+        if resolved.stream is False or self.streams:
+            return
+        self.streams = True
+        if self.terms.observing:
+            return
+        self.idle = resolved.limits.idle
         self.move_deadline(self.arrival + self.left)
         self._watch_idle(self.driver.now())
 

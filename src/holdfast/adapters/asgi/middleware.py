@@ -99,7 +99,8 @@ class HoldfastMiddleware:
         asgi = exchange.asgi
         resolved = exchange.terms.policy.limits(asgi["path"], asgi.get("method", ""))
         spent = exchange.driver.now() - exchange.arrival
-        if not resolved.stream and spent > resolved.budget(exchange.left):
+        limit = exchange.left if exchange.streams else resolved.budget(exchange.left)
+        if spent > limit:
             self.counts["would_exceed"] += 1
 
     def _log_end(self, exchange: Exchange, cause: Cause) -> None:

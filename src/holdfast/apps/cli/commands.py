@@ -103,7 +103,7 @@ def tree(
         int | None, typer.Option(min=1, help="Of this process (a supervisor shows its workers).")
     ] = None,
     url: Annotated[
-        str, typer.Option(help="Of the service at this URL; it must show it, see [debug].")
+        str, typer.Option(help="Of the service at this URL; it must show it, see \\[debug].")
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again each second.")] = False,
@@ -119,9 +119,14 @@ def tree(
 @app.command()
 def demo(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to run.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of load, without the carriers and with them.")
+    ] = 12.0,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the report as a picture (SVG) to this file.")
+    ] = None,
 ) -> None:
-    """Show on this machine what a deadline does to three services, one behind the other."""
+    """Show on this machine what a deadline does to four services, one behind the other."""
     from importlib import import_module
     from importlib.util import find_spec
 
@@ -129,4 +134,4 @@ def demo(
     if find_spec("holdfast.apps.demo") is None:
         print("holdfast: the demo is not part of this installation")
         raise typer.Exit(2)
-    raise typer.Exit(import_module("holdfast.apps.demo").run(as_json, seconds))
+    raise typer.Exit(import_module("holdfast.apps.demo").run(as_json, seconds, export))

@@ -20,6 +20,8 @@ class WireSettings:
         headers: headers of the time left.
         stage_header: header of the release stage, lower-case.
         trust_stage: whether an inbound stage is believed; only behind a proxy that sets it.
+        details: whether responses tell which hops and scopes spent how much time; a service at the
+            edge may want to keep that to itself.
         sample: ratio of new traces to sample, 0 to 1.
 
     Raises:
@@ -29,6 +31,7 @@ class WireSettings:
     headers: BudgetHeaders = DEFAULT_HEADERS
     stage_header: str = STAGE_HEADER
     trust_stage: bool = False
+    details: bool = True
     sample: float = 1.0
 
     def __post_init__(self) -> None:
