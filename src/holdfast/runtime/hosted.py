@@ -142,10 +142,10 @@ class HostedNode(Node):
             raise UsageError(f"scope '{self.name}' is not open, so its deadline cannot move")
         self.at, self.wish = at, NEVER
         self.driver.settle()
-        self._follow()
+        self.follow()
         return self.limit
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Take the limit that the parent's, or the own wish, has become."""
         assert self.parent is not None
         wished = min(self.at, self.opened_at + self.wish)
@@ -155,7 +155,7 @@ class HostedNode(Node):
         self.retime(limit, limit < self.parent.limit)
         for node in tuple(self.children or ()):
             if isinstance(node, HostedNode):
-                node._follow()
+                node.follow()
 
     def retime(self, limit: Instant, tightens: bool) -> None:
         """Have another limit, and tell the timers."""
@@ -169,9 +169,15 @@ class HostedNode(Node):
                 self.driver.settle()
 
     def lift(self) -> None:
-        """Take away the deadline: what it was for is there, and the rest is not bounded by it."""
+        """Take away the deadline: what it was for is there, and the rest is not bounded by it.
+
+        Scopes below that had no tighter one follow.
+        """
         self.at = self.wish = NEVER
         self.retime(self.parent.limit if self.parent is not None else NEVER, False)
+        for node in tuple(self.children or ()):
+            if isinstance(node, HostedNode):
+                node.follow()
 
     def _check_loop(self, call: str) -> None:
         if self.driver is NOT_ENTERED:

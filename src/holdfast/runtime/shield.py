@@ -60,13 +60,13 @@ class Shield(Scope):
         if now + self.wish < self.limit:
             self.retime(now + self.wish, True)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         assert self.parent is not None
         if self.parent.reached() is None:
             self.retime(self.shield_limit(self.driver.now(), self.wish), True)
         for node in tuple(self.children or ()):
             if isinstance(node, Scope):
-                node._follow()
+                node.follow()
 
     def _count(self, by: int) -> None:
         node = self.parent

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration
-from holdfast.domain.tree import Node
+from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.scope import AMBIENT, Scope
@@ -42,7 +42,10 @@ def spawn(
 
     Raises:
         ScopeEnded: `parent` is cancelled or spent; `coro` is closed and never runs.
+        UsageError: `coro` is not a coroutine.
     """
+    if not asyncio.iscoroutine(coro):
+        raise UsageError(f"a task needs a coroutine, got {coro!r}; call the function: work()")
     scope = Scope(name, seconds)
     scope.driver = driver
     scope.outer = AMBIENT.get() if origin is None else None
@@ -58,7 +61,12 @@ def spawn(
     scope.settle()
     context = contextvars.copy_context()
     context.run(AMBIENT.set, scope)
-    task = driver.loop.create_task(coro, name=name, context=context)
+    try:
+        task = driver.loop.create_task(coro, name=name, context=context)
+    except BaseException:  # of a task factory, or a loop that is closed
+        scope.shut(Outcome.FAILED)
+        coro.close()
+        raise
     scope.task = task
     scope.done = done
     task.add_done_callback(scope.task_done)
@@ -114,7 +122,8 @@ class TaskGroup:
             ScopeEnded: the group is cancelled or its limit is spent; `coro` never runs.
         """
         if not self._open:
-            coro.close()
+            if asyncio.iscoroutine(coro):
+                coro.close()
             raise UsageError(
                 f"task group '{self.scope.name}' is not open, so nothing can start in it"
             )

@@ -155,7 +155,8 @@ class Exchange(Scope):
         if terms.observing:
             budget = self.idle = NEVER
         self.at = arrival + budget
-        self.grace = limits.grace
+        # Of a caller that gave little, half at most is kept for clean-up.
+        self.grace = min(limits.grace, max(0.0, self.at - now) / 2) if limits.grace else 0.0
         self.reserve = limits.reserve
         if limits.refuse_below and self.at - now < limits.refuse_below:
             self.driver = driver

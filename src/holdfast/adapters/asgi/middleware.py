@@ -68,13 +68,13 @@ class HoldfastMiddleware:
         exchange: Request | Socket
         if kind == "websocket":
             exchange = Socket(scope, receive, send, self._terms)
-            cause = exchange.begin(True)
+            cause = refused = exchange.begin(True)
         elif self.debug and scope["path"].startswith("/debug/holdfast/"):
             await debug_page(scope, send, self.counts)
             return
         else:
             exchange = Request(scope, receive, send, self._terms)
-            cause = exchange.begin(False)
+            cause = refused = exchange.begin(False)
         if cause is None:
             error: BaseException | None = None
             try:
@@ -92,6 +92,8 @@ class HoldfastMiddleware:
             if exchange.terms.observing:
                 self._observe(exchange)
         if cause is not None:
+            if refused is not None:
+                self.counts["refused"] += 1
             await exchange.answer(cause)
             self._log_end(exchange, cause)
 

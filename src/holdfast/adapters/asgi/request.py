@@ -24,6 +24,7 @@ from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import Duration
+from holdfast.runtime.scope import AMBIENT
 from holdfast.runtime.tasks import aside
 
 __all__ = ["Request"]
@@ -49,14 +50,14 @@ async def _nothing() -> None:
 class Request(Exchange):
     """The scope of one request, and the `receive` and `send` that its handler gets."""
 
-    __slots__ = ("muted", "started")
+    __slots__ = ("muted", "parted", "started")
 
     farewell = "http.disconnect"
     _answering: asyncio.Task[None] | None = None
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
         super().__init__(asgi, receive, send, terms)
-        self.started = self.muted = False
+        self.started = self.muted = self.parted = False
 
     def send(self, message: Message) -> Awaitable[None]:
         """The `send` of the handler: changes the message and hands on to the server."""
@@ -74,11 +75,21 @@ class Request(Exchange):
                 headers = self._headers(message.get("headers", ()))
                 return self._send({**message, "headers": headers})
         elif kind == "http.response.body":
-            if not message.get("more_body", False):
+            if message.get("more_body", False):
+                self.parted = True
+            elif self.parted:
+                return self._send_last(message)
+            else:
                 self._completed()
         elif kind in _WHOLE:
-            self._completed()
+            return self._send_last(message)
         return self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
+        # A server may first wait here until the client has read what was sent before; until then
+        # the limit holds. A body of one part is handed over without waiting.
+        await self._send(message)
+        self._completed()
 
     def _ends_instead(self) -> bool:
         """Whether the request has ended already, so that this response must not start."""
@@ -124,6 +135,8 @@ class Request(Exchange):
         if self.inbox is not None:
             self.inbox.stop()
         if self.tightens and self.cause is None:
+            if AMBIENT.get() is not self:
+                self.driver.settle()  # the scope that is open inside must be found, to follow
             self.lift()
 
     def _end_for_gone(self, told: bool) -> None:

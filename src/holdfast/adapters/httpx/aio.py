@@ -79,7 +79,7 @@ class AsyncHoldfastTransport(AsyncBase):
         """Send `request`; see the class."""
         call = Call(self._compiled, request)
         call.admit()
-        outgoing = call.outgoing()
+        outgoing = call.outgoing(clamp=self._direct)
         if self._direct:
             return await self._direct_call(call, outgoing)
         if outgoing is not request and call.limit != NEVER:

@@ -24,7 +24,7 @@ from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
 from holdfast.runtime.ambient import hop_reserve, ledger
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.scope import ambient
+from holdfast.runtime.scope import Scope, ambient
 
 __all__ = ["PEEK", "Call", "Options", "clamped", "content_of", "observe", "sent_late"]
 
@@ -67,22 +67,23 @@ class Call:
     """One call and its bounds, which are captured when it begins and hold wherever it is read.
 
     Attributes:
-        limit: monotonic instant at which it is over; infinite without a deadline.
+        scope: of its own, while it has one.
         received: bytes of the body so far; -1 until the head of the response is there.
     """
 
     __slots__ = (
+        "_limit",
         "begun",
         "compiled",
         "here",
         "ledger",
         "library",
-        "limit",
         "name",
         "now",
         "received",
         "request",
         "reserve",
+        "scope",
     )
 
     def __init__(self, compiled: Compiled, request: Any) -> None:
@@ -91,7 +92,8 @@ class Call:
         self.request = request
         self.here = here
         self.library: Library = library_of(request)
-        self.limit = NEVER if here is None else here.limit
+        self._limit = NEVER if here is None else here.limit
+        self.scope: Scope | None = None
         driver = None if here is None else here.driver
         self.now: Callable[[], Instant] = monotonic if driver is None else driver.now
         self.begun = self.now()
@@ -102,6 +104,19 @@ class Call:
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
         host = compiled.options.service or url.host
         self.name = f"{request.method} {host}{path}"[:_LONGEST_NAME]
+
+    @property
+    def limit(self) -> Instant:
+        """Monotonic instant at which it is over; infinite without a deadline.
+
+        While a scope of its own is open, that one's: a server lifts the deadline of what goes on
+        after the response.
+        """
+        return self._limit if self.scope is None else self.scope.limit
+
+    def outlive(self) -> None:
+        """Its scope closes; what was its limit last still holds."""
+        self._limit, self.scope = self.limit, None
 
     @property
     def left(self) -> Duration:
@@ -181,8 +196,13 @@ class Call:
 
     # -- what is sent ----------------------------------------------------------------------------
 
-    def outgoing(self) -> Any:
-        """The request as it is sent. The caller's own stays as it is: it may be sent once more."""
+    def outgoing(self, clamp: bool) -> Any:
+        """The request as it is sent. The caller's own stays as it is: it may be sent once more.
+
+        Args:
+            clamp: whether the time-outs of the library must not be longer than what is left; not
+                where a scope ends the call anyhow.
+        """
         request, bounded = self.request, self.limit != NEVER
         carried = ANONYMOUS if self.here is None else self.here.carried
         compiled = self.compiled
@@ -198,9 +218,9 @@ class Call:
             return request
         fields = {**request.__dict__, "headers": _joined(request.headers, ours, compiled.budgets)}
         if bounded:
-            extensions = request.extensions
-            timeouts = clamped(extensions.get("timeout"), self.limit - self.now())
-            fields["extensions"] = {**extensions, "timeout": timeouts}
+            fields["extensions"] = extensions = {**request.extensions}
+            if clamp:
+                extensions["timeout"] = clamped(extensions.get("timeout"), self.left)
         kind: Any = request.__class__
         twin: Any = object.__new__(kind)
         twin.__dict__ = fields

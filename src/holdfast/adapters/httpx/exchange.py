@@ -72,6 +72,7 @@ class Exchange:
             driver=driver,
             seconds=NEVER if here is None or local else here.remaining(),
         )
+        self.call.scope = self.scope
         self.task.add_done_callback(self._finish)
         try:
             while self.head is None and not self.ended:
@@ -206,6 +207,7 @@ class Exchange:
         if task.cancelled():
             with contextlib.suppress(asyncio.CancelledError):
                 task.exception()
+        self.call.outlive()
         del self.task, self.scope
         self._wake(self._reader)
 

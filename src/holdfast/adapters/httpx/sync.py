@@ -140,7 +140,7 @@ class HoldfastTransport(SyncBase):
         """Send `request`; see the class."""
         call = Call(self._compiled, request)
         call.admit()
-        outgoing = call.outgoing()
+        outgoing = call.outgoing(clamp=True)
         if outgoing is not request and call.limit != NEVER:
             sent_late(call, outgoing.extensions, is_async=False)
         response = _in_time(call, lambda: self.inner.handle_request(outgoing))

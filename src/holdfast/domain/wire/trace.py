@@ -39,9 +39,7 @@ _LONGEST_STATE: Final = 1024
 _LONGEST_PARENT: Final = 256
 _PARENT_00: Final = 55
 _STATE_MEMBERS: Final = 32
-_PARENT: Final = re.compile(
-    rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]*)?"
-)
+_PARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]*)?")
 _B3: Final = re.compile(
     rb"([0-9a-f]{32}|[0-9a-f]{16})-([0-9a-f]{16})(?:-([01d]))?(?:-([0-9a-f]{16}))?"
 )
