@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest -n auto --dist loadfile -m "not soak"
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all coverage lint format types contracts api bench docs mutants clean
+.PHONY: help env demo test test-all soak coverage lint format types contracts api bench docs mutants clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -32,6 +32,9 @@ test-all: test  ## run them on every supported Python of this host
 		sh tools/env.sh "$(VENV)-$$version" "$$python" test || exit 1; \
 		"$(VENV)-$$version/bin/python" $(PYTEST) $(ARGS) </dev/null || exit 1; \
 	done
+
+soak: env  ## 20,000 cancelled calls and 20,000 clients that leave; minutes
+	@$(BIN)/python -m pytest -q -m soak --timeout 600 $(ARGS)
 
 coverage: env  ## run the tests and report lines and branches that none of them reaches
 	@$(BIN)/coverage erase
@@ -65,8 +68,7 @@ docs: env  ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 mutants: env  ## change the domain in small ways and see whether a test notices
-	@$(BIN)/mutmut run $(ARGS)
-	@$(BIN)/mutmut results
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 clean:  ## remove environments and everything that was built
 	@rm -rf .venv .venv-* build dist site mutants .coverage* .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@
     spawner  only `holdfast.runtime` creates tasks, whatever object the method hangs on
     stdlib   the domain imports the standard library and itself, nothing else
     port     a Protocol in `holdfast.ports` has at most four methods
+    export   what a module imports from another of ours is in the `__all__` of that one
 
 Run it without arguments: it prints `file:line: rule: what to do` and exits with 1 if there
 is anything to print.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -100,11 +102,46 @@ def check_port(tree: ast.Module) -> Iterator[Breach]:
                 )
 
 
+@cache
+def exports_of(module: str) -> frozenset[str] | None:
+    """What a module of ours promises in `__all__`; None where it has none."""
+    path = SOURCE.parent.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                return frozenset(ast.literal_eval(value))
+            case _:
+                pass
+    return None
+
+
+def check_export(tree: ast.Module) -> Iterator[Breach]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        if node.module.partition(".")[0] != SOURCE.name:
+            continue
+        exports = exports_of(node.module)
+        inside = SOURCE.parent.joinpath(*node.module.split("."))
+        for name in [alias.name for alias in node.names]:
+            is_module = (inside / name).is_dir() or (inside / f"{name}.py").exists()
+            missing = name.startswith("_") if exports is None else name not in exports
+            if missing and not is_module and not name.startswith("__"):
+                yield Breach(
+                    node.lineno, "export", f"{name} is not in the __all__ of {node.module}"
+                )
+
+
 def check_file(path: Path) -> list[Breach]:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text, filename=str(path))
     floor = path.relative_to(SOURCE).parts[0]
-    breaches = [*check_size(tree, len(text.splitlines())), *check_name(path)]
+    breaches = [
+        *check_size(tree, len(text.splitlines())),
+        *check_name(path),
+        *check_export(tree),
+    ]
     if floor != "runtime":
         breaches += check_spawner(tree)
     if floor == "domain":

@@ -265,8 +265,9 @@ async def test_grace_is_carved_out_of_the_limit() -> None:
 
 
 async def test_the_problem_document_says_everything() -> None:
-    app = HoldfastMiddleware(Sleeper(), within(2))
-    call = await Call(app, (b"x-request-id", b"mine"), path="/orders/7", method="POST").run()
+    app = HoldfastMiddleware(Sleeper(), within(3))
+    headers = ((DEADLINE, b"2000"), (b"x-request-id", b"mine"))
+    call = await Call(app, *headers, path="/orders/7", method="POST").run()
     assert call.status == 504
     assert call.headers["content-type"] == "application/problem+json"
     assert int(call.headers["content-length"]) == len(call.body)
@@ -293,7 +294,7 @@ async def test_the_problem_names_the_hops_below_that_were_heard_of() -> None:
         ledger.blame(Cause(CauseKind.DEADLINE, "GET /pay", "payments", budget=0.5, elapsed=0.5))
         await asyncio.sleep(100)
 
-    call = await Call(HoldfastMiddleware(handler, within(1))).run()
+    call = await Call(HoldfastMiddleware(handler, within(3)), (DEADLINE, b"1000")).run()
     assert [below["hop"] for below in call.problem["below"]] == ["payments"]
     assert "hop=payments" in call.headers["deadline-exceeded"]
     assert "shop.payments;dur=500" in call.headers["server-timing"]

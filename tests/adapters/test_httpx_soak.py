@@ -30,7 +30,7 @@ import pytest
 import holdfast
 from holdfast.adapters.httpx import instrument
 
-REQUESTS = int(os.environ.get("HOLDFAST_SOAK", "10000"))
+REQUESTS = int(os.environ.get("HOLDFAST_SOAK", "4000"))
 CALLERS = 20
 PLACES = 10
 
@@ -172,6 +172,13 @@ async def whole(lib: Any, url: str, requests: int, plain: bool = False) -> None:
 @pytest.mark.parametrize("lib", [httpx, httpx2], ids=["httpx", "httpx2"])
 def test_the_pool_survives(lib: Any, url: str) -> None:
     asyncio.run(whole(lib, url, REQUESTS))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("lib", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_the_pool_survives_for_long(lib: Any, url: str) -> None:
+    asyncio.run(whole(lib, url, max(REQUESTS, 20_000)))
 
 
 if __name__ == "__main__":

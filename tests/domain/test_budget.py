@@ -9,28 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.domain.budget import Hold, Purse, limit_within, share_of, usable
+from holdfast.domain.budget import Hold, Purse, share_of
 from holdfast.domain.instant import NEVER
 
 instants = st.floats(0, 1e9) | st.just(NEVER)
 weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
-
-
-@given(instants, instants)
-def test_a_limit_is_never_looser(parent: float, wish: float) -> None:
-    limit = limit_within(parent, wish)
-    assert limit <= parent
-    assert limit <= wish
-    assert limit in (parent, wish)
-
-
-@given(st.floats(-10, 1e6), st.floats(0, 1e6))
-def test_what_is_usable_is_never_negative(left: float, reserve: float) -> None:
-    assert usable(left, reserve) == max(0.0, left - reserve)
-
-
-def test_without_a_limit_everything_is_usable() -> None:
-    assert usable(NEVER, 5) == NEVER
 
 
 @given(weights, st.floats(0.1, 1e5))

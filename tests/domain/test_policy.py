@@ -51,6 +51,7 @@ request = "1s"
 [headers]
 inbound = ["x-envoy-expected-rq-timeout-ms", "grpc-timeout", "x-left: seconds"]
 outbound = ["grpc-timeout"]
+details = false
 [identity]
 sample = 0.5
 trust_stage = true
@@ -89,6 +90,7 @@ def test_a_whole_file() -> None:
     assert (events.stream, events.route, events.limits.idle) == (True, "events", 30.0)
     assert found.wire.headers.inbound[2] == (b"x-left", "seconds")
     assert found.wire.headers.outbound == ((b"grpc-timeout", "grpc"),)
+    assert not found.wire.details
     assert (found.wire.sample, found.wire.trust_stage, found.wire.stage_header) == (
         0.5,
         True,
@@ -247,6 +249,7 @@ def test_a_stream_has_only_the_deadline_of_its_caller() -> None:
         ("[headers]\ninbound = [1]", "headers.inbound[0]", "must be a text"),
         ('[headers]\noutbound = ["x-b"]', "headers.outbound[0]", "grammar"),
         ("[headers]\nin = 1", "headers.in", "unknown key"),
+        ("[headers]\ndetails = 1", "headers.details", "true or false"),
         ("[identity]\nsample = 2", "identity.sample", "from 0 to 1"),
         ("[identity]\nsample = nan", "identity.sample", "from 0 to 1"),
         ("[identity]\nsample = true", "identity.sample", "from 0 to 1"),

@@ -7,12 +7,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 
 import pytest
 
 import holdfast
 from holdfast.domain.context import Carried, Identity
 from holdfast.runtime.ambient import use
+from holdfast.runtime.driver import driver_of
 
 WHO = Carried(Identity("e" * 32, "f" * 16), "canary")
 
@@ -126,3 +128,92 @@ async def test_a_plain_scope_is_told_as_json_too() -> None:
 
     async with holdfast.timeout(10, name="request"):
         assert "request" in await asyncio.to_thread(work)
+
+
+# -- from another thread --------------------------------------------------------------------------
+
+
+async def test_a_snapshot_touches_no_timers() -> None:
+    driver = driver_of(asyncio.get_running_loop())
+    async with holdfast.timeout(10, name="request"), holdfast.timeout(5, name="step") as step:
+        armed, young = len(driver.timers), driver.young[:]
+        (request,) = holdfast.tree().roots[0].children
+        assert [child.path for child in request.children] == ["request/step"]
+        assert (len(driver.timers), driver.young) == (armed, young)
+        assert not step.settled
+        await asyncio.sleep(0.01)
+        assert step.settled
+        (request,) = holdfast.tree().roots[0].children
+        assert [child.path for child in request.children] == ["request/step"]
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+async def test_from_another_thread_a_running_loop_is_left_alone() -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)  # asyncio then refuses calls from another thread
+    driver = driver_of(loop)
+    async with holdfast.timeout(10, name="request"), holdfast.timeout(5, name="step"):
+        armed, young = len(driver.timers), driver.young[:]
+        seen: list[holdfast.runtime.live.LiveTree] = []
+        # The loop waits meanwhile, so that nothing is settled behind the back of this test.
+        thread = threading.Thread(target=lambda: seen.append(holdfast.tree()))
+        thread.start()
+        thread.join()
+        assert (len(driver.timers), driver.young) == (armed, young)
+        (request,) = seen[0].roots[-1].children
+        assert [child.path for child in request.children] == ["request/step"]
+        later = await asyncio.to_thread(holdfast.tree)
+        assert "step" in str(later)
+    with pytest.raises(holdfast.DeadlineExceeded):
+        async with holdfast.timeout(0.02):
+            await asyncio.to_thread(holdfast.tree)
+            await waits_for_ever()
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+async def test_two_loops_see_each_other() -> None:
+    ready, seen_by_main = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    async def other() -> None:
+        async with holdfast.timeout(20, name="theirs"), holdfast.scope("below"):
+            ready.set()
+            await asyncio.to_thread(seen_by_main.wait)
+            told.append(str(holdfast.tree()))
+
+    async with holdfast.timeout(10, name="ours"):
+        thread = threading.Thread(target=lambda: asyncio.run(other(), debug=True))
+        thread.start()
+        await asyncio.to_thread(ready.wait)
+        text = str(holdfast.tree())
+        seen_by_main.set()
+        await asyncio.to_thread(thread.join)
+    for tree in (text, *told):
+        assert tree.splitlines().count(tree.splitlines()[0]) >= 1
+        assert "ours" in tree
+        assert "theirs" in tree
+        assert "below" in tree
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+async def test_snapshots_of_a_busy_loop_from_another_thread() -> None:
+    over = threading.Event()
+    taken: list[int] = []
+
+    def look() -> None:
+        while not over.is_set():
+            taken.append(len(holdfast.tree()))
+
+    async def work() -> None:
+        for _ in range(200):
+            async with holdfast.timeout(5), holdfast.timeout(3), holdfast.scope("leaf"):
+                await asyncio.sleep(0)
+
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    async with holdfast.tasks() as group:
+        for _ in range(20):
+            group.start(work())
+    over.set()
+    await looking
+    assert max(taken) > 0
+    assert len(holdfast.tree()) == 0

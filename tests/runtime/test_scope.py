@@ -9,9 +9,12 @@ import contextlib
 import gc
 import math
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -83,6 +86,7 @@ async def test_too_little_left_is_refused_with_a_reason_of_its_own() -> None:
         with pytest.raises(InsufficientBudget, match="50 ms left, 200 ms needed") as caught:
             holdfast.refuse_below(0.2)
         holdfast.refuse_below(0.01)
+    assert holdfast.tree().counts["refused.too_little"] == 1
     assert caught.value.cause.kind is CauseKind.DEADLINE
     assert isinstance(caught.value, TimeoutError)
     holdfast.refuse_below(1e9)  # without a deadline everything suffices
@@ -157,6 +161,68 @@ async def test_a_deadline_that_is_no_number_is_refused(bad: float) -> None:
         holdfast.tasks(seconds=bad)
 
 
+@pytest.mark.parametrize("grace", [1, 1.0, 2, 3600])
+async def test_a_grace_that_leaves_nothing_for_the_work_is_refused(grace: float) -> None:
+    with pytest.raises(ValueError, match=r"must be shorter than the time-out \(1 s\)"):
+        holdfast.timeout(1, grace=grace)
+    holdfast.timeout(math.inf, grace=grace)
+
+
+async def test_a_budget_that_is_spent_already_is_told_as_such_with_a_grace_too() -> None:
+    with pytest.raises(DeadlineExceeded):
+        async with holdfast.timeout(0, grace=1):
+            pytest.fail("the body ran")
+
+
+@pytest.mark.parametrize("bad", ["3s", "3", None, timedelta(seconds=3), Decimal(3)])
+async def test_what_is_no_number_of_seconds_is_told_where_it_is_written(bad: Any) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: holdfast.timeout(bad),
+        lambda: holdfast.timeout(1, grace=bad or "none"),
+        lambda: holdfast.deadline_at(bad),
+        lambda: holdfast.reserve(bad),
+        lambda: holdfast.shield(bad),
+        lambda: holdfast.tasks(seconds=bad),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="number of seconds.*parse_duration"):
+            call()
+    coro = forever()
+    with pytest.raises(TypeError, match=r"detach\(\) takes a number of seconds"):
+        holdfast.detach(coro, timeout=bad)
+    coro.close()
+    async with holdfast.timeout(1) as scope:
+        with pytest.raises(TypeError, match="number of seconds"):
+            scope.move_deadline(bad)
+        assert scope.remaining() == pytest.approx(1)
+
+
+async def test_what_needs_an_open_scope_says_so() -> None:
+    scope = holdfast.timeout(1, name="early")
+    for call in (scope.remaining, scope.age, scope.cancel):
+        with pytest.raises(UsageError, match="'early'.*not entered.*async with"):
+            call()
+    async with scope:
+        assert scope.remaining() == pytest.approx(1)
+        assert scope.age() == 0
+
+
+async def test_dir_shows_what_users_need() -> None:
+    async with holdfast.timeout(1) as scope, holdfast.shield(1) as shield:
+        for one in (scope, shield, holdfast.scope("new")):
+            shown = {name for name in dir(one) if not name.startswith("__")}
+            assert shown == SHOWN
+            assert "__aenter__" in dir(one)
+            for name in shown:
+                assert hasattr(one, name)
+
+
+SHOWN = {
+    *("age", "budget", "cancel", "carried", "cause", "deadline", "move_deadline", "name"),
+    *("origin", "outcome", "path", "reached", "remaining"),
+}
+
+
 async def test_infinite_is_no_deadline_and_never_an_immediate_one() -> None:
     async with holdfast.timeout(math.inf), holdfast.deadline_at(math.inf):
         assert holdfast.remaining() == math.inf
@@ -228,6 +294,8 @@ async def test_leaving_in_the_wrong_order_keeps_the_tree_whole() -> None:
     outer = await holdfast.timeout(5, name="outer").__aenter__()
     inner = await holdfast.timeout(3, name="inner").__aenter__()
     await outer.__aexit__(None, None, None)
+    assert len(holdfast.tree()) == 1
+    await asyncio.sleep(0.01)
     assert holdfast.tree().counts["escaped"] == 1
     assert holdfast.current().scope.endswith("inner")
     await inner.__aexit__(None, None, None)

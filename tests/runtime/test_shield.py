@@ -103,7 +103,7 @@ async def test_a_shield_that_overruns_and_swallows_is_reported_with_its_stack() 
 async def test_the_grace_is_given_once() -> None:
     began = now()
     with contextlib.suppress(DeadlineExceeded):
-        async with holdfast.timeout(1, grace=1):
+        async with holdfast.timeout(2, grace=1):
             try:
                 await forever()
             finally:
@@ -111,7 +111,7 @@ async def test_the_grace_is_given_once() -> None:
                     with contextlib.suppress(DeadlineExceeded):
                         async with holdfast.shield(1):
                             await forever()
-    assert now() - began <= 1.05
+    assert 1 < now() - began <= 2.05
 
 
 async def test_a_shield_without_a_cancellation_is_only_a_name() -> None:

@@ -585,10 +585,156 @@ async def test_detached_work_has_a_budget_of_its_own() -> None:
 
     began = now()
     async with holdfast.timeout(1):
-        task = holdfast.detach(audit(), timeout=2)
+        task = holdfast.detach(audit(), name="audit", timeout=2)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await task
+    assert caught.value.cause.scope == "audit"
+    assert now() == began + 2
+    assert counting() == 0
+
+
+async def test_a_detached_scope_that_runs_out_is_expired() -> None:
+    seen: list[holdfast.Scope] = []
+
+    async def audit() -> None:
+        scope = ambient()
+        assert isinstance(scope, holdfast.Scope)
+        seen.append(scope)
+        await forever()
+
+    task = holdfast.detach(audit(), timeout=2)
+    await asyncio.wait([task])
+    assert [scope.outcome for scope in seen] == [Outcome.EXPIRED]
+    assert isinstance(task.exception(), DeadlineExceeded)
+    assert task.cancelling() == 0
+    assert len(holdfast.tree()) == 0
+    assert driver_of(asyncio.get_running_loop()).troubles == 0
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 2])
+async def test_detached_work_that_fails_or_runs_out_is_never_silent(timeout: float) -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    holdfast.detach(fail(1), timeout=timeout)
+    if timeout != float("inf"):
+        holdfast.detach(forever(), name="audit", timeout=timeout)
+    await asyncio.sleep(3)
+    gc.collect()
+    loop.set_exception_handler(before)
+    assert all("never retrieved" in context["message"] for context in told)
+    expected = [Boom] if timeout == float("inf") else [Boom, DeadlineExceeded]
+    assert [type(context["exception"]) for context in told] == expected
+
+
+async def test_detached_work_that_runs_out_before_its_first_step_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    task = holdfast.detach(forever(), name="audit", timeout=2)
+    # A loop that looks at its timers first, as uvloop does, cancels it before it has begun.
+    loop.jump(3)  # type: ignore[attr-defined]
+    driver_of(loop).timers._fire()
     await asyncio.wait([task])
     assert task.cancelled()
-    assert now() == began + 2
+    assert "task 'audit' did not end its work: deadline exceeded" in caplog.text
+    gc.collect()  # nothing that was never awaited
+
+
+async def test_detached_work_with_a_budget_ends_with_its_own_result_or_error() -> None:
+    assert await holdfast.detach(asyncio.sleep(1, "done"), timeout=2) == "done"
+    with pytest.raises(Boom):
+        await holdfast.detach(fail(1), timeout=2)
+
+
+async def test_detached_work_that_somebody_cancels_is_cancelled_and_not_expired() -> None:
+    task = holdfast.detach(forever(), timeout=2)
+    await asyncio.sleep(1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert "cancelled.deadline" not in holdfast.tree().counts
+
+
+async def test_detached_work_that_swallows_has_run_out_all_the_same() -> None:
+    async def stubborn() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await forever()
+        return "done all the same"
+
+    with pytest.raises(DeadlineExceeded):
+        await holdfast.detach(stubborn(), timeout=2)
+
+
+# A task that is not made leaves no scope.
+
+
+def opens_nothing() -> None:
+    assert len(holdfast.tree()) == 0
+    assert driver_of(asyncio.get_running_loop()).troubles == 0
+
+
+async def test_a_function_that_was_not_called_is_no_coroutine() -> None:
+    for wrong in (asyncio.sleep, forever, None, 3):
+        with pytest.raises(UsageError, match=r"needs a coroutine.*work\(\)"):
+            holdfast.detach(wrong)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="needs a coroutine"):
+            holdfast.detach(wrong, timeout=1)  # type: ignore[arg-type]
+    opens_nothing()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with holdfast.tasks() as group:
+            sibling = group.start(forever())
+            await asyncio.sleep(1)
+            group.start(asyncio.sleep)  # type: ignore[arg-type]
+    assert [type(error) for error in caught.value.exceptions] == [UsageError]
+    assert sibling.cancelled()
+    opens_nothing()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 3600])
+async def test_a_task_factory_that_fails_leaves_nothing(timeout: float) -> None:
+    def broken(*_: Any, **__: Any) -> asyncio.Task[Any]:
+        raise Crash
+
+    loop = asyncio.get_running_loop()
+    driver = driver_of(loop)
+    armed = len(driver.timers)
+    loop.set_task_factory(broken)
+    try:
+        with pytest.raises(Crash):
+            holdfast.detach(forever(), timeout=timeout)
+        opens_nothing()
+        with pytest.raises(holdfast.Cancelled):
+            async with holdfast.scope("request") as scope:
+                loop.call_soon(scope.cancel)
+                with pytest.raises(Crash):
+                    holdfast.detach(forever(), timeout=timeout)
+                await forever()
+    finally:
+        loop.set_task_factory(None)
+    opens_nothing()
+    assert len(driver.timers) == armed
+    assert not driver.kept
+    gc.collect()  # nothing that was never awaited
+
+
+async def test_a_group_whose_task_is_not_made_ends() -> None:
+    def broken(*_: Any, **__: Any) -> asyncio.Task[Any]:
+        raise Crash
+
+    loop = asyncio.get_running_loop()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with holdfast.tasks() as group:
+            sibling = group.start(forever())
+            loop.set_task_factory(broken)
+            try:
+                group.start(forever())
+            finally:
+                loop.set_task_factory(None)
+    assert [type(error) for error in caught.value.exceptions] == [Crash]
+    assert sibling.cancelled()
+    opens_nothing()
 
 
 async def test_detached_work_of_a_cancelled_request_starts_all_the_same() -> None:

@@ -16,19 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.instant import NEVER, Duration
 
-__all__ = ["Hold", "Purse", "limit_within", "share_of", "usable"]
-
-
-def limit_within(parent: Instant, wish: Instant) -> Instant:
-    """The limit of a child that wishes for `wish` under a parent limited to `parent`."""
-    return min(parent, wish)
-
-
-def usable(left: Duration, reserve: Duration) -> Duration:
-    """Seconds of `left` to hand on when `reserve` seconds are kept back; never negative."""
-    return max(0.0, left - reserve)
+__all__ = ["Hold", "Purse", "share_of"]
 
 
 def share_of(left: Duration, weights: Sequence[float], step: int) -> Duration:

@@ -10,6 +10,7 @@ from holdfast.domain.context import Carried, Context
 from holdfast.domain.errors import InsufficientBudget, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.runtime.clock import monotonic
+from holdfast.runtime.hosted import seconds_of
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.scope import AMBIENT, Scope, ambient
 from holdfast.runtime.shield import Shield
@@ -43,11 +44,21 @@ def timeout(seconds: Duration, *, name: str = "timeout", grace: Duration = 0.0) 
             earlier, so that clean-up too is done by the deadline.
 
     Raises:
-        ValueError: `seconds` or `grace` is not a number, or `grace` is negative.
+        TypeError: `seconds` or `grace` is not a number, for example the text "3s".
+        ValueError: one of them is nan, `grace` is negative, or it leaves nothing for the work.
     """
-    made = Scope(name, seconds)
-    if grace or seconds != seconds:
+    try:
+        wish = seconds + 0.0  # `seconds_of` unrolled, as this runs for most scopes
+    except TypeError:
+        wish = seconds_of(seconds, "timeout()")
+    made = Scope(name, wish)
+    if grace or wish != wish:
         _check(made, grace)
+        if 0 < wish <= made.grace:  # a budget that is spent already is refused at the entry
+            raise ValueError(
+                f"grace ({format_duration(made.grace)}) must be shorter than the "
+                f"time-out ({format_duration(wish)}): it is a part of it"
+            )
     return made
 
 
@@ -55,10 +66,11 @@ def deadline_at(at: Instant, *, name: str = "deadline", grace: Duration = 0.0) -
     """A scope that ends at the monotonic instant `at`, or with the scope around it.
 
     Raises:
-        ValueError: `at` or `grace` is not a number, or `grace` is negative.
+        TypeError: `at` or `grace` is not a number.
+        ValueError: one of them is nan, or `grace` is negative.
     """
     made = Scope(name)
-    made.at = at
+    made.at = seconds_of(at, "deadline_at()")
     _check(made, grace)
     return made
 
@@ -72,9 +84,10 @@ def reserve(seconds: Duration, *, name: str = "reserve") -> Scope:
     """A scope that leaves `seconds` of the ambient budget unspent, for what comes after it.
 
     Raises:
-        ValueError: `seconds` is not a number, or negative.
+        TypeError: `seconds` is not a number.
+        ValueError: `seconds` is nan, or negative.
     """
-    if not seconds >= 0:
+    if not seconds_of(seconds, "reserve()") >= 0:
         raise ValueError(f"cannot reserve {seconds} seconds")
     made = Scope(name)
     made.keep = seconds
@@ -89,10 +102,11 @@ def shield(grace: Duration, *, name: str = "shield") -> Shield:
     asyncio itself and cannot be held back inside the same task.
 
     Raises:
-        ValueError: `grace` is negative, infinite, or not a number: a shield without a bound would
-            let work outlive its scope.
+        TypeError: `grace` is not a number.
+        ValueError: `grace` is negative, infinite, or nan: a shield without a bound would let work
+            outlive its scope.
     """
-    if not 0 <= grace < NEVER:
+    if not 0 <= seconds_of(grace, "shield()") < NEVER:
         raise ValueError(f"a shield needs a bound of zero or more seconds, got {grace}")
     return Shield(name, grace)
 
@@ -100,6 +114,7 @@ def shield(grace: Duration, *, name: str = "shield") -> Shield:
 def _check(made: Scope, grace: Duration) -> None:
     if made.wish != made.wish or made.at != made.at:
         raise ValueError("a deadline must be a number, got nan")
+    grace = seconds_of(grace, "grace")
     if not 0 <= grace < NEVER:
         raise ValueError(f"grace must be zero or more seconds, got {grace}")
     made.grace = grace
@@ -154,13 +169,15 @@ def refuse_below(seconds: Duration) -> None:
     """Refuse to begin work that needs at least `seconds`.
 
     Raises:
-        InsufficientBudget: less than that is left; nothing was begun.
+        InsufficientBudget: less than that is left; nothing was begun. It is counted as
+            `refused.too_little`.
     """
     here = ambient()
     if here is None:
         return
     left = here.remaining()
     if left < seconds:
+        here.driver.counts["refused.too_little"] += 1
         need = f"{format_duration(left)} left, {format_duration(seconds)} needed"
         raise InsufficientBudget(here.cause_of(CauseKind.DEADLINE, here.driver.now(), need))
 

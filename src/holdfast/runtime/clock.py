@@ -16,13 +16,10 @@ from typing import Final, cast
 
 from holdfast.domain.instant import Instant
 
-__all__ = ["clock_of", "fresh_span_id", "fresh_trace_id", "monotonic", "wall_time"]
+__all__ = ["clock_of", "fresh_span_id", "fresh_trace_id", "monotonic"]
 
 monotonic: Final[Callable[[], Instant]] = time.monotonic
 """The process clock: seconds since an unspecified origin, unmoved by changes of the wall clock."""
-
-wall_time: Final[Callable[[], float]] = time.time
-"""Seconds since the epoch: for people and files, never for deadlines."""
 
 _dice: Final = random.SystemRandom()
 

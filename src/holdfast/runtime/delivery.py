@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 from holdfast.domain.cause import Cause
 from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.tree import Node, Outcome
-from holdfast.runtime.shields import frames_of, in_worker_thread, shielded_within
+from holdfast.runtime.shields import anyio_is_loaded, frames_of, in_worker_thread, shielded_within
 
 __all__ = ["CLEANUP_GRACE", "REDELIVERIES", "SHIELD_BOUND", "Delivery", "Hosted", "stack_of"]
 
@@ -52,6 +52,7 @@ class Hosted(Protocol):
         baseline: what `task.cancelling()` was when it was entered.
         delivered: how often it has cancelled the task.
         shields: shields of ours that are open inside, in the same task.
+        generator: code of the async generator that entered it; none for other scopes.
         deaf: it waits for its children and need not be told.
         outcome: how it ended; none while it is open.
     """
@@ -68,6 +69,8 @@ class Hosted(Protocol):
     def shields(self) -> int: ...
     @property
     def deaf(self) -> bool: ...
+    @property
+    def generator(self) -> object: ...
     @property
     def outcome(self) -> Outcome | None: ...
     @property
@@ -171,12 +174,12 @@ class Delivery:
         if task is None or task.done() or scope.deaf:
             return
         begun = now if waiting is None else waiting.begun
-        if scope.shields or scope.suspended_in_generator():
+        if scope.shields or (scope.generator is not None and scope.suspended_in_generator()):
             return self._later(scope, waiting, now)
         if task.cancelling() > scope.baseline and now - begun < CLEANUP_GRACE:
             return self._later(scope, waiting, now)
         leaf, waiter = _leaf(task)
-        if shielded_within(task, scope.mark):
+        if anyio_is_loaded() and shielded_within(task, scope.mark):
             if now - begun < SHIELD_BOUND or in_worker_thread(task):
                 return self._later(scope, waiting, now)
         elif waiter is None and _has_begun(leaf) and (waiting is None or waiting.turns < _TURNS):
@@ -186,7 +189,8 @@ class Delivery:
             return self._schedule()
         scope.delivered += 1
         _cancel_at_once(task, leaf, waiter, scope.reached())
-        self._watch(scope, now)
+        if not task.done():
+            self._watch(scope, now)
         return None
 
     def _later(self, scope: Hosted, waiting: _Waiting | None, now: Instant) -> None:

@@ -1,9 +1,9 @@
 """What a loop keeps for its scopes: the root, the timers, the deliveries under way, the counters.
 
 Most scopes live for microseconds, and nobody ever looks at them. So a scope that opens inside its
-own task is only noted in `young`. A few milliseconds later, or when somebody looks (a snapshot, a
-cancellation), those that are still open are settled: listed in the tree and given to the timers. A
-scope whose limit would pass before that is settled at once.
+own task is only noted in `young`. A few milliseconds later, or when something is cancelled, those
+that are still open are settled: listed in the tree and given to the timers. A scope whose limit
+would pass before that is settled at once.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from holdfast.runtime.driver import Driver
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.shields import frames_of
 
-__all__ = ["NOT_ENTERED", "HostedNode", "error_for", "outcome_of"]
+__all__ = ["NOT_ENTERED", "HostedNode", "error_for", "outcome_of", "seconds_of"]
 
 NOT_ENTERED: Final[Any] = None
 
@@ -90,11 +90,23 @@ class HostedNode(Node):
         return ANONYMOUS
 
     def remaining(self) -> Duration:
-        """Seconds until the deadline, 0.0 when it is spent, infinite without one."""
+        """Seconds until the deadline, 0.0 when it is spent, infinite without one.
+
+        Raises:
+            UsageError: the scope was not entered.
+        """
+        if self.driver is NOT_ENTERED:
+            raise self._not_entered("remaining")
         return max(0.0, self.limit - self.driver.now())
 
     def age(self) -> Duration:
-        """Seconds since the scope was opened."""
+        """Seconds since the scope was opened.
+
+        Raises:
+            UsageError: the scope was not entered.
+        """
+        if self.driver is NOT_ENTERED:
+            raise self._not_entered("age")
         return self.driver.now() - self.opened_at
 
     def cause_of(self, kind: CauseKind, now: Instant, detail: str = "") -> Cause:
@@ -133,9 +145,11 @@ class HostedNode(Node):
 
         Raises:
             UsageError: the scope is not open, or the call comes from another thread.
-            ValueError: `at` is not a number.
+            TypeError: `at` is not a number.
+            ValueError: `at` is nan.
         """
         self._check_loop("move_deadline")
+        at = seconds_of(at, "move_deadline()")
         if at != at:
             raise ValueError("a deadline must be a number, got nan")
         if self.outcome is not None or self.parent is None:
@@ -181,7 +195,7 @@ class HostedNode(Node):
 
     def _check_loop(self, call: str) -> None:
         if self.driver is NOT_ENTERED:
-            raise UsageError(f"scope '{self.name}' is not entered, so it cannot {call}")
+            raise self._not_entered(call)
         try:
             here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -191,6 +205,12 @@ class HostedNode(Node):
                 f"{call}() of scope '{self.name}' was called from another thread or loop; "
                 f"use loop.call_soon_threadsafe(scope.{call}) with the loop of the scope"
             )
+
+    def _not_entered(self, call: str) -> UsageError:
+        return UsageError(
+            f"{call}() of scope '{self.name}' was called, but it is not entered; "
+            "enter it first: async with ..."
+        )
 
     # -- opening and closing ---------------------------------------------------------------------
 
@@ -248,8 +268,13 @@ class HostedNode(Node):
         for node in self.close(outcome):
             self.driver.troubles += reached is not None and node.cause is reached
             self.driver.counts["escaped"] += 1
-            if isinstance(node, HostedNode) and node.tightens:
+            if not isinstance(node, HostedNode):
+                continue
+            if node.tightens:
                 node.driver.timers.add(node, node.limit)
+            if reached is not None and node.cause is reached:
+                # What was on its way to it began above, and the way is cut: it begins here again.
+                node.driver.delivery.reach(node)
 
     def disown(self) -> None:
         """Go on under the process: whoever opened this leaves, and it still has to clean up.
@@ -277,9 +302,12 @@ class HostedNode(Node):
         if self.tightens:
             self.driver.timers.discard(self, self.limit)
         if task.cancelled():
-            self.shut(Outcome.CANCELLED)
+            expired = self.cause is not None and self.cause.kind is CauseKind.DEADLINE
+            self.shut(Outcome.EXPIRED if expired else Outcome.CANCELLED)
         else:
-            self.shut(Outcome.DONE if task.exception() is None else Outcome.FAILED)
+            # Not `task.exception()`: asyncio would take the error for retrieved, and not report it.
+            failed = getattr(task, "_exception", None) is not None
+            self.shut(Outcome.FAILED if failed else Outcome.DONE)
         self.task = None  # the task holds the scope, by its context: no circle to be collected
         done, self.done = self.done, None
         if done is not None:
@@ -304,6 +332,21 @@ class HostedNode(Node):
 def error_for(cause: Cause) -> ScopeEnded:
     """The error of a scope that ended because of `cause`."""
     return DeadlineExceeded(cause) if cause.kind is CauseKind.DEADLINE else Cancelled(cause)
+
+
+def seconds_of(value: Duration, call: str) -> Duration:
+    """`value` as a float; for the faces, so that what is no number is told where it was written.
+
+    Raises:
+        TypeError: it is no number, for example the text "3s".
+    """
+    try:
+        return value + 0.0
+    except TypeError:
+        raise TypeError(
+            f"{call} takes a number of seconds, got {value!r}; for text use "
+            "holdfast.domain.instant.parse_duration, for no limit math.inf"
+        ) from None
 
 
 def outcome_of(exc: BaseException) -> Outcome:

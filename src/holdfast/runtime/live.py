@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.tree import Node
@@ -112,21 +112,45 @@ class LiveTree:
 
 
 def tree() -> LiveTree:
-    """A snapshot of every open scope in this process."""
+    """A snapshot of every open scope in this process; may be called from any thread.
+
+    It only reads. Where another thread runs the loop meanwhile, the parts of the snapshot may be of
+    slightly different moments.
+    """
+    # So scopes are not settled for it: that would touch the timers of a loop that another thread
+    # runs. What is read here is copied first, each by one call that no other thread cuts in two.
     counts: dict[str, int] = {}
+    roots: list[LiveScope] = []
     for driver in drivers():
-        driver.settle()
-        for name, value in driver.counts.items():
+        for name, value in dict(driver.counts).items():
             counts[name] = counts.get(name, 0) + value
-    return LiveTree(tuple(_snapshot(d.root, d, d.now(), ()) for d in drivers()), counts)
+        roots.append(_snapshot(driver.root, _young(driver), driver.now(), ()))
+    return LiveTree(tuple(roots), counts)
 
 
-def _snapshot(node: Node, driver: Driver, now: Instant, above: tuple[str, ...]) -> LiveScope:
+_Young: TypeAlias = dict[Node, list[Node]]
+"""Open scopes that are not settled yet, by the one above."""
+
+
+def _young(driver: Driver) -> _Young:
+    found: _Young = {}
+    for node in driver.young[:]:
+        if node.outcome is None:
+            above = node.parent
+            if above is None or above.outcome is not None:
+                above = driver.root
+            found.setdefault(above, []).append(node)
+    return found
+
+
+def _snapshot(node: Node, young: _Young, now: Instant, above: tuple[str, ...]) -> LiveScope:
     scope = node if isinstance(node, Scope) else None
     task = scope.task if scope is not None else None
     stack = stack_of(task) if task is not None else ()
     cause = node.reached()
-    children = tuple(_snapshot(child, driver, now, stack) for child in tuple(node.children or ()))
+    # One that was settled between the two copies is in both.
+    below = dict.fromkeys((*tuple(node.children or ()), *young.get(node, ())))
+    children = tuple(_snapshot(child, young, now, stack) for child in below)
     return LiveScope(
         name=node.name,
         path=node.path,

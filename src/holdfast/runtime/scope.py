@@ -31,6 +31,25 @@ AMBIENT: Final[ContextVar[HostedNode | None]] = ContextVar("holdfast", default=N
 
 _CO_ASYNC_GENERATOR: Final = 0x200
 _DONE: Final = Outcome.DONE
+_FOR_USERS: Final = frozenset(
+    {
+        "age",
+        "budget",
+        "cancel",
+        "carried",
+        "cause",
+        "deadline",
+        "move_deadline",
+        "name",
+        "origin",
+        "outcome",
+        "path",
+        "reached",
+        "remaining",
+    }
+)
+"""What `dir` shows. The rest is for the driver, the carriers and the live tree."""
+
 _ANYIO: Final = "anyio._backends._asyncio"
 _modules: Final = sys.modules
 if sys.version_info >= (3, 12):
@@ -60,6 +79,17 @@ class Scope(HostedNode):
     In a coroutine the body is cancelled when the limit is spent or `cancel` is called. In a plain
     function nothing can be cancelled: the limit bounds what carriers inside will wait for, and is
     checked at the end.
+
+    Attributes:
+        name: its own segment of the path.
+        path: names from the outermost scope to this one, joined by `/`.
+        origin: path of the scope that detached work came from; empty for other work.
+        budget: seconds that it was given when it was entered; infinite without a limit.
+        deadline: monotonic instant at which its work is cancelled; infinite without one.
+        carried: identity, stage and baggage.
+        cause: why it was cancelled, when the cancellation began here; none otherwise. `reached()`
+            also tells of one that began above.
+        outcome: how it ended; none while it is open.
 
     Raises, on entering or leaving:
         DeadlineExceeded: the limit is spent. When it was spent on entry, the body does not run.
@@ -187,6 +217,9 @@ class Scope(HostedNode):
         self.mark = shield_mark(task)
         AMBIENT.set(self)
 
+    def __dir__(self) -> list[str]:
+        return [n for n in super().__dir__() if n in _FOR_USERS or n.startswith("__")]
+
     # -- leaving ---------------------------------------------------------------------------------
 
     async def __aexit__(
@@ -262,6 +295,7 @@ class Scope(HostedNode):
         self._pass_on()
         expired = cause.kind is CauseKind.DEADLINE
         self.shut(Outcome.EXPIRED if expired else Outcome.CANCELLED)
+        del task  # the error may become its result, and holds this frame: no circle
         raise error_for(cause) from exc
 
     def _pass_on(self) -> None:

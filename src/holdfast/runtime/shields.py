@@ -18,7 +18,14 @@ from types import AsyncGeneratorType, CodeType
 from typing import Any, Final, cast
 from weakref import ref
 
-__all__ = ["anyio_shield", "frames_of", "in_worker_thread", "shield_mark", "shielded_within"]
+__all__ = [
+    "anyio_is_loaded",
+    "anyio_shield",
+    "frames_of",
+    "in_worker_thread",
+    "shield_mark",
+    "shielded_within",
+]
 
 _BACKEND: Final = "anyio._backends._asyncio"
 _THREAD_CALLS: Final = frozenset({"run_sync_in_worker_thread"})
@@ -26,6 +33,11 @@ _MAX_FRAMES: Final = 256
 
 
 _modules: Final = sys.modules
+
+
+def anyio_is_loaded() -> bool:
+    """Whether there can be any shield at all."""
+    return _BACKEND in _modules
 
 
 def shield_mark(task: asyncio.Task[Any]) -> Any:

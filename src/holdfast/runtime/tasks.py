@@ -7,6 +7,7 @@ import contextvars
 import logging
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -15,7 +16,7 @@ from holdfast.domain.errors import ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.driver import Driver, driver_of
-from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.hosted import HostedNode, seconds_of
 from holdfast.runtime.scope import AMBIENT, Scope
 
 __all__ = ["TaskGroup", "aside", "detach", "spawn", "tasks"]
@@ -34,11 +35,23 @@ def spawn(
     seconds: Duration = NEVER,
     origin: HostedNode | None = None,
     done: Callable[[asyncio.Task[Any]], None] | None = None,
+    inside: bool = False,
 ) -> tuple[asyncio.Task[T], Scope]:
     """Run `coro` in a task of its own, under a scope of its own below `parent`.
 
     The scope exists before the task has taken its first step, so a cancellation finds it; it closes
     when the task is done.
+
+    Args:
+        coro: the work.
+        name: of the task and of the scope.
+        parent: the scope above.
+        driver: of the running loop.
+        seconds: the budget of the scope.
+        origin: for detached work: where it came from, instead of the ambient scope.
+        done: is called with the task when the scope has closed.
+        inside: run `coro` as the body of the scope, so that the task ends with the error of the
+            scope instead of a bare `CancelledError`.
 
     Raises:
         ScopeEnded: `parent` is cancelled or spent; `coro` is closed and never runs.
@@ -61,16 +74,43 @@ def spawn(
     scope.settle()
     context = contextvars.copy_context()
     context.run(AMBIENT.set, scope)
+    work = _body(scope, coro) if inside else coro
     try:
-        task = driver.loop.create_task(coro, name=name, context=context)
+        task = driver.loop.create_task(work, name=name, context=context)
     except BaseException:  # of a task factory, or a loop that is closed
-        scope.shut(Outcome.FAILED)
-        coro.close()
+        _undo(scope, work, coro)
         raise
     scope.task = task
     scope.done = done
     task.add_done_callback(scope.task_done)
+    if inside:
+        task.add_done_callback(partial(_body_done, scope, coro))
     return task, scope
+
+
+def _undo(scope: Scope, *unused: Coroutine[Any, Any, Any]) -> None:
+    if scope.tightens:
+        scope.driver.timers.discard(scope, scope.limit)
+    scope.shut(Outcome.FAILED)
+    for coro in unused:
+        coro.close()
+
+
+async def _body(scope: Scope, coro: Coroutine[Any, Any, T]) -> T:
+    try:
+        result = await coro
+    except BaseException as exc:
+        scope.leave(exc)
+        raise
+    scope.leave(None)
+    return result
+
+
+def _body_done(scope: Scope, coro: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> None:
+    coro.close()  # of a task that was cancelled before its first step; of others it does nothing
+    if task.cancelled() and scope.outcome is Outcome.EXPIRED and scope.cause is not None:
+        # Nobody is told of a task that ends like this, and its own error it could not raise.
+        _log.warning("task '%s' did not end its work: %s", task.get_name(), scope.cause.line())
 
 
 def detach(
@@ -79,18 +119,37 @@ def detach(
     """Run `coro` beyond the request: it keeps identity and stage, but not deadline or cancellation.
 
     It runs under the scope of the process, with a link to where it came from, and is kept alive
-    until it is done. `timeout` is its own budget in seconds; when that is spent it is cancelled.
+    until it is done. `timeout` is its own budget in seconds; when that is spent the work is
+    cancelled, and the task ends with `DeadlineExceeded`: whoever awaits it is told, and where
+    nobody does, asyncio logs it when the task is collected.
 
     Raises:
+        DeadlineExceeded: `timeout` is not positive; `coro` is closed and never runs.
+        UsageError: `coro` is not a coroutine.
+        TypeError: `timeout` is not a number.
+        ValueError: `timeout` is nan.
         RuntimeError: no loop is running.
     """
     driver = driver_of(asyncio.get_running_loop())
     task, _ = spawn(
-        coro, name=name, parent=driver.root, driver=driver, seconds=timeout, origin=AMBIENT.get()
+        coro,
+        name=name,
+        parent=driver.root,
+        driver=driver,
+        seconds=_budget(timeout, "detach()"),
+        origin=AMBIENT.get(),
+        inside=timeout != NEVER,
     )
     driver.kept.add(task)
     task.add_done_callback(driver.kept.discard)
     return task
+
+
+def _budget(seconds: Duration, call: str) -> Duration:
+    wish = seconds_of(seconds, call)
+    if wish != wish:
+        raise ValueError("a deadline must be a number, got nan")
+    return wish
 
 
 def tasks(name: str = "tasks", *, seconds: Duration = NEVER) -> TaskGroup:
@@ -106,9 +165,7 @@ class TaskGroup:
     """Structured children; see `tasks`."""
 
     def __init__(self, name: str, seconds: Duration) -> None:
-        if seconds != seconds:
-            raise ValueError("a deadline must be a number, got nan")
-        self.scope = Scope(name, seconds)
+        self.scope = Scope(name, _budget(seconds, "tasks()"))
         self._open = False
         self._children: set[asyncio.Task[Any]] = set()
         self._errors: list[BaseException] = []

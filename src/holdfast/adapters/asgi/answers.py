@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from holdfast.adapters.asgi.types import Headers, Message
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Identity
 from holdfast.domain.instant import Duration
-from holdfast.domain.wire.problem import CAUSE_HEADER, PROBLEM_TYPE, encode_cause_header, problem
+from holdfast.domain.wire.problem import (
+    CAUSE_HEADER,
+    PROBLEM_TYPE,
+    encode_cause_header,
+    problem,
+    problem_type,
+)
 from holdfast.domain.wire.timing import Timing, format_timing, merge_timing
 from holdfast.runtime.ledger import Ledger
 
-__all__ = ["problem_messages", "server_timing", "status_of", "timing_prefix"]
+__all__ = ["problem_messages", "server_timing", "status_of", "timing_prefix", "title_of"]
 
 _TITLES: Final = {
     504: "The deadline of the request is spent",
     503: "The service cannot do this now",
+}
+_DETAILS: Final = {
+    504: "It was not done in the time that there was.",
+    503: "It was ended before it was done.",
 }
 _RETRY_AFTER: Final = b"1"
 
@@ -28,20 +39,37 @@ def status_of(cause: Cause) -> int:
     return 499 if cause.kind is CauseKind.DISCONNECT else 503
 
 
-def problem_messages(cause: Cause, identity: Identity, timing: bytes) -> tuple[Message, Message]:
-    """The ASGI messages of a problem document (RFC 9457)."""
+def title_of(cause: Cause) -> str:
+    """What may be told to anybody: no name, no number."""
+    return _TITLES[504 if cause.kind is CauseKind.DEADLINE else 503]
+
+
+def problem_messages(
+    cause: Cause, identity: Identity, timing: bytes, *, spent: bool, details: bool
+) -> tuple[Message, Message]:
+    """The ASGI messages of a problem document (RFC 9457).
+
+    Args:
+        cause: what ended the request.
+        identity: who it was.
+        timing: value of `Server-Timing`.
+        spent: whether the budget of the caller is spent, so that another try is in vain.
+        details: whether it may say which hops and scopes spent how much time.
+    """
     status = status_of(cause)
-    body = problem(cause, status=status, title=_TITLES[status], request_id=identity.echo_id)
+    body = _body(cause, status, identity.echo_id, details)
     headers: Headers = [
         (b"content-type", PROBLEM_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
-        (b"server-timing", timing),
     ]
-    if status == 504:
-        # Its presence tells the caller that to try again is in vain: the budget is spent.
-        headers.append((CAUSE_HEADER.encode(), encode_cause_header(cause).encode("latin-1")))
-    else:
+    if details:
+        headers.append((b"server-timing", timing))
+    if spent:
+        # Its presence tells the caller that to try again is in vain.
+        value = encode_cause_header(cause).encode("latin-1") if details else b"1"
+        headers.append((CAUSE_HEADER.encode(), value))
+    if status == 503:
         headers.append((b"retry-after", _RETRY_AFTER))
     if identity:
         headers.append((b"x-request-id", identity.echo_id.encode("latin-1")))
@@ -49,6 +77,20 @@ def problem_messages(cause: Cause, identity: Identity, timing: bytes) -> tuple[M
         {"type": "http.response.start", "status": status, "headers": headers},
         {"type": "http.response.body", "body": body},
     )
+
+
+def _body(cause: Cause, status: int, request_id: str, details: bool) -> bytes:
+    title = _TITLES[status]
+    if details:
+        return problem(cause, status=status, title=title, request_id=request_id)
+    members = {
+        "type": problem_type(cause.kind),
+        "title": title,
+        "status": status,
+        "detail": _DETAILS[status],
+        "request_id": request_id,
+    }
+    return json.dumps(members, ensure_ascii=False).encode()
 
 
 def timing_prefix(hop: str) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Final, cast
+from dataclasses import replace
+from typing import Final, Literal, cast
 
 from holdfast.adapters.asgi.inbox import Inbox
 from holdfast.adapters.asgi.terms import Terms
@@ -20,9 +21,13 @@ from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.scope import AMBIENT, Scope, running_task
 from holdfast.runtime.timers import Alarm
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "ended_by"]
 
 _LONGEST_NAME: Final = 128
+_ROUNDING: Final[Duration] = 1e-6
+_DISCONNECTS: Final = ("ClientDisconnect", "ClientDisconnected", "WebSocketDisconnect")
+"""Errors of frameworks (Starlette, Litestar) and servers (uvicorn) that say that the client has
+gone, by name: none of them is imported here."""
 
 
 class Exchange(Scope):
@@ -60,7 +65,11 @@ class Exchange(Scope):
     streams: bool = False
     """Whether an idle limit holds instead of the policy's total one."""
     failure: Cause | None = None
-    """Why the handler's own answer was held back."""
+    """Why the handler's own answer was held back or has no reader."""
+    gone: bool = False
+    """Whether the client left before it had everything."""
+    refusal: Literal["", "expired", "too_little", "cancelled"] = ""
+    """Why it was not begun."""
     _alarm: Alarm | None = None
     _malformed: int = 0
 
@@ -160,6 +169,7 @@ class Exchange(Scope):
         self.reserve = limits.reserve
         if limits.refuse_below and self.at - now < limits.refuse_below:
             self.driver = driver
+            self.refusal = "expired" if self.at <= now else "too_little"
             what = f"not begun: {format_duration(max(0.0, self.at - now))} left"
             return Cause(CauseKind.DEADLINE, self.name, self.hop, now, budget, now - arrival, what)
         try:
@@ -170,10 +180,30 @@ class Exchange(Scope):
                 driver.young.append(self)
                 driver.await_settling(self, now)
         except ScopeEnded as ended:
+            late = ended.cause.kind is CauseKind.DEADLINE
+            self.refusal = "expired" if late else "cancelled"
             return ended.cause
         if self.idle != NEVER:
             self._watch_idle(now)
         return None
+
+    def caller_is_late(self, cause: Cause) -> bool:
+        """Whether what the caller gave is spent, so that another try is in vain for it.
+
+        Not so where a cap of the policy or a scope of the handler was the limit. That it was the
+        caller's is known before it is over: a hop below has less, and says first that it is spent.
+        """
+        if self.left == NEVER or cause.kind is not CauseKind.DEADLINE:
+            return False
+        end = self.arrival + self.left - self.kept
+        if cause.budget != NEVER and abs(cause.at - cause.elapsed + cause.budget - end) < _ROUNDING:
+            return True
+        left = self.arrival + self.left - self.driver.now()
+        if self.refusal == "too_little":
+            asgi = self.asgi
+            resolved = self.terms.policy.limits(asgi["path"], asgi.get("method", ""))
+            return left < resolved.limits.refuse_below
+        return left <= self.kept + _ROUNDING
 
     def grow_up(self) -> None:
         """Still open after a while: from now on see to it that its client is there.
@@ -203,6 +233,7 @@ class Exchange(Scope):
         self.complete = True  # whatever is sent now goes nowhere
         self.terms.counts["disconnected"] += 1
         if not self.terms.observing:
+            self.gone = True
             self._end_for_gone(told)
 
     def _end_for_gone(self, told: bool) -> None:
@@ -241,7 +272,8 @@ class Exchange(Scope):
             self._alarm = self.driver.alarm(due, self._look_idle)
         else:
             what = f"nothing was sent or read for {format_duration(self.idle)}"
-            self.driver.begin(self, self.cause_of(CauseKind.DEADLINE, now, what))
+            cause = self.cause_of(CauseKind.DEADLINE, now, what)
+            self.driver.begin(self, replace(cause, budget=due - self.opened_at))
 
     # -- leaving ---------------------------------------------------------------------------------
 
@@ -260,13 +292,19 @@ class Exchange(Scope):
         try:
             self.leave(error)
         except ScopeEnded as ended:
-            return ended.cause
-        if error is None:
+            return self._told_apart(ended.cause)
+        if error is None or (self.gone and _tells_of_disconnect(error)):
             return self.failure
-        cause = ended_by(error) or self.failure
-        if cause is None:
+        cause = ended_by(error)
+        if cause is not None:
+            return self._told_apart(cause)
+        if self.failure is None or self.gone:
             raise error
-        return cause
+        return self.failure
+
+    def _told_apart(self, cause: Cause) -> Cause:
+        """The client left first: whatever else ended the handler after that, nobody waited."""
+        return self.failure if self.gone and self.failure is not None else cause
 
 
 def _stale(outer: HostedNode | None) -> bool:
@@ -281,6 +319,14 @@ def _stale(outer: HostedNode | None) -> bool:
             return True
         outer = outer.outer
     return False
+
+
+def _tells_of_disconnect(error: BaseException) -> bool:
+    """Whether a handler failed only since its client has gone, which is no error of the server."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return all(_tells_of_disconnect(inner) for inner in group.exceptions)
+    return any(kind.__name__ in _DISCONNECTS for kind in type(error).__mro__)
 
 
 def ended_by(error: BaseException | None) -> Cause | None:

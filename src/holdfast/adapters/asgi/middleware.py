@@ -36,6 +36,9 @@ class HoldfastMiddleware:
 
     Attributes:
         counts: requests by what became of them.
+
+    Raises:
+        TypeError: `policy` is no `Policy`.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class HoldfastMiddleware:
         self._debug = debug
         self.counts: Counter[str] = Counter()
         self._service = service
-        self.policy = policy or DEFAULT_POLICY
+        self.policy = DEFAULT_POLICY if policy is None else policy
 
     @property
     def policy(self) -> Policy:
@@ -54,6 +57,11 @@ class HoldfastMiddleware:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
+        if not isinstance(policy, Policy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"policy must be a Policy, not {type(policy).__name__}; make one of a mapping with "
+                "holdfast.domain.policy.policy_from_mapping"
+            )
         self._policy = policy.for_service(self._service) if self._service else policy
         self._terms = Terms(self._policy, self.counts)
         self._off = self._policy.mode == "off"
@@ -68,13 +76,13 @@ class HoldfastMiddleware:
         exchange: Request | Socket
         if kind == "websocket":
             exchange = Socket(scope, receive, send, self._terms)
-            cause = refused = exchange.begin(True)
+            cause = exchange.begin(True)
         elif self.debug and scope["path"].startswith("/debug/holdfast/"):
             await debug_page(scope, send, self.counts)
             return
         else:
             exchange = Request(scope, receive, send, self._terms)
-            cause = refused = exchange.begin(False)
+            cause = exchange.begin(False)
         if cause is None:
             error: BaseException | None = None
             try:
@@ -84,16 +92,17 @@ class HoldfastMiddleware:
             try:
                 cause = exchange.conclude(error)
             except BaseException:
-                if exchange.cause is not None:
+                ended = exchange.failure or exchange.cause
+                if ended is not None:
                     # It was over before. What the clean-up raised is for the log of the server.
-                    await exchange.answer(exchange.cause)
-                    self._log_end(exchange, exchange.cause)
+                    await exchange.answer(ended)
+                    self._log_end(exchange, ended)
                 raise
             if exchange.terms.observing:
                 self._observe(exchange)
         if cause is not None:
-            if refused is not None:
-                self.counts["refused"] += 1
+            if exchange.refusal:
+                self.counts[f"refused.{exchange.refusal}"] += 1
             await exchange.answer(cause)
             self._log_end(exchange, cause)
 

@@ -54,6 +54,8 @@ class Request(Exchange):
 
     farewell = "http.disconnect"
     _answering: asyncio.Task[None] | None = None
+    _finishing: bool = False
+    """Whether the last message is with the server, which may still wait for the client."""
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
         super().__init__(asgi, receive, send, terms)
@@ -88,7 +90,11 @@ class Request(Exchange):
     async def _send_last(self, message: Message) -> None:
         # A server may first wait here until the client has read what was sent before; until then
         # the limit holds. A body of one part is handed over without waiting.
-        await self._send(message)
+        self._finishing = True
+        try:
+            await self._send(message)
+        finally:
+            self._finishing = False
         self._completed()
 
     def _ends_instead(self) -> bool:
@@ -114,7 +120,8 @@ class Request(Exchange):
                 named = True
         if not named:
             found.append((_REQUEST_ID, self.echo_id()))
-        found.append((b"server-timing", self._timing()))
+        if self.terms.timing:
+            found.append((b"server-timing", self._timing()))
         return found
 
     def echo_id(self) -> bytes:
@@ -139,8 +146,17 @@ class Request(Exchange):
                 self.driver.settle()  # the scope that is open inside must be found, to follow
             self.lift()
 
+    def _client_gone(self, told: bool) -> None:
+        # hypercorn says so when the last message has gone out, before its `send` returns. Where the
+        # client has really gone, `send` returns as well.
+        if not self._finishing:
+            super()._client_gone(told)
+
     def _end_for_gone(self, told: bool) -> None:
         self.muted = True
+        if self.failure is None:
+            what = "the handler has read it" if told else ""
+            self.failure = self.cause_of(CauseKind.DISCONNECT, self.driver.now(), what)
         if told:
             self.driver.alarm(self.driver.now() + _TOLD_GRACE, self._cancel_for_gone)
         else:
@@ -175,11 +191,18 @@ class Request(Exchange):
         await self._answer(cause)
 
     async def _answer(self, cause: Cause) -> None:
-        if self.started or cause.kind is CauseKind.DISCONNECT:
+        if self.started or self.gone or cause.kind is CauseKind.DISCONNECT:
             return
         self.started = self.muted = True
         if self._ledger is not None and self._ledger.below and not cause.below:
             cause = cause.with_below(*self._ledger.below)
-        for message in problem_messages(cause, self.given.identity, self._timing()):
+        messages = problem_messages(
+            cause,
+            self.given.identity,
+            self._timing(),
+            spent=self.caller_is_late(cause),
+            details=self.terms.details,
+        )
+        for message in messages:
             await self._send(message)
         self._completed()

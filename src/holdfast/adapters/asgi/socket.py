@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Final
 
+from holdfast.adapters.asgi.answers import title_of
 from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.types import Message
 from holdfast.domain.cause import Cause, CauseKind
@@ -42,5 +43,6 @@ class Socket(Exchange):
             return
         self.complete = True
         code = _CODES.get(cause.kind, _GOING_AWAY)
-        reason = cause.line().encode()[:_LONGEST_REASON].decode(errors="ignore")
+        text = cause.line() if self.terms.details else title_of(cause)
+        reason = text.encode()[:_LONGEST_REASON].decode(errors="ignore")
         await self._send({"type": "websocket.close", "code": code, "reason": reason})

@@ -17,11 +17,12 @@ class Terms:
     Attributes:
         policy: what they were compiled from.
         counts: requests by what became of them; shared by all terms of one middleware.
-        timing: what `Server-Timing` begins with.
+        details: whether responses tell which hops and scopes spent how much time.
+        timing: what `Server-Timing` begins with; empty where it is not sent.
         observing: whether the policy counts what it would cut and cuts nothing.
     """
 
-    __slots__ = ("codec", "counts", "hop", "observing", "policy", "sample", "timing")
+    __slots__ = ("codec", "counts", "details", "hop", "observing", "policy", "sample", "timing")
 
     def __init__(self, policy: Policy, counts: Counter[str]) -> None:
         self.policy = policy
@@ -30,4 +31,5 @@ class Terms:
         self.observing = policy.mode == "observe"
         self.sample = policy.wire.sample
         self.hop = policy.service
-        self.timing = timing_prefix(policy.service)
+        self.details = policy.wire.details
+        self.timing = timing_prefix(policy.service) if self.details else b""

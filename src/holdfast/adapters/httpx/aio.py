@@ -95,7 +95,7 @@ class AsyncHoldfastTransport(AsyncBase):
 
     async def _direct_call(self, call: Call, outgoing: Any) -> Any:
         try:
-            async with Scope(call.name):
+            async with Scope(call.name) as call.scope:
                 response = await self.inner.handle_async_request(outgoing)
         except Exception as exc:
             # A response that an application in memory cut at its limit is a failed assertion of the
@@ -105,6 +105,8 @@ class AsyncHoldfastTransport(AsyncBase):
             if error is exc:
                 raise
             raise error from exc
+        finally:
+            call.outlive()
         call.received = 0
         body = response.stream
         if not isinstance(body, call.library.api.ByteStream):

@@ -26,7 +26,7 @@ from holdfast.runtime.ambient import hop_reserve, ledger
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.scope import Scope, ambient
 
-__all__ = ["PEEK", "Call", "Options", "clamped", "content_of", "observe", "sent_late"]
+__all__ = ["PEEK", "Call", "Compiled", "Options", "clamped", "content_of", "observe", "sent_late"]
 
 PEEK: Final = 16_384
 """Bytes of a problem document that are looked at, before it is handed on as it came."""

@@ -149,7 +149,7 @@ def _names(value: object, path: str) -> tuple[str, ...]:
 
 
 def _wire(data: Mapping[str, object]) -> WireSettings:
-    headers = _table(data.get("headers", {}), "headers", ("inbound", "outbound"))
+    headers = _table(data.get("headers", {}), "headers", ("inbound", "outbound", "details"))
     identity = _table(
         data.get("identity", {}), "identity", ("sample", "trust_stage", "stage_header")
     )
@@ -164,6 +164,7 @@ def _wire(data: Mapping[str, object]) -> WireSettings:
         ),
         stage_header=_get(identity, "identity", "stage_header", _text, DEFAULT_WIRE.stage_header),
         trust_stage=_get(identity, "identity", "trust_stage", _flag, DEFAULT_WIRE.trust_stage),
+        details=_get(headers, "headers", "details", _flag, DEFAULT_WIRE.details),
         sample=_get(identity, "identity", "sample", _ratio, DEFAULT_WIRE.sample),
     )
 
@@ -197,9 +198,9 @@ def policy_from_mapping(data: Mapping[str, object], service: str = "") -> Policy
 
     Keys: `service`, `mode`, `[timeouts]` with the names of `Limits`, `[[routes]]` with `path`,
     `stream`, `methods`, `name` and limits, `[services.<name>.timeouts]`,
-    `[[services.<name>.routes]]`, `[headers]` with `inbound` and `outbound` (see
-    `wire.budget.budget_headers`), `[identity]` with `sample`, `trust_stage`, `stage_header`,
-    `[debug]` with `tree`.
+    `[[services.<name>.routes]]`, `[headers]` with `inbound`, `outbound` (see
+    `wire.budget.budget_headers`) and `details`, `[identity]` with `sample`, `trust_stage`,
+    `stage_header`, `[debug]` with `tree`.
     Durations are texts like `"250ms"` or numbers of seconds.
 
     Args:

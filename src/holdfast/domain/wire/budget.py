@@ -24,6 +24,8 @@ __all__ = [
     "GRAMMARS",
     "LONGEST",
     "BudgetHeaders",
+    "Decode",
+    "Encode",
     "budget_headers",
     "decode_connect",
     "decode_grpc",
