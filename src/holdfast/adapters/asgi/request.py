@@ -35,6 +35,9 @@ _ANSWER_AFTER: Final[Duration] = 0.01
 _TOLD_GRACE: Final[Duration] = 1.0
 """Seconds for a handler that has read itself that its client has gone."""
 
+_AT_ONCE: Final = 32_768
+"""Bytes that a server takes without waiting for the client: half of what transports buffer."""
+
 _REQUEST_ID: Final = b"x-request-id"
 _EVENT_STREAM: Final = b"text/event-stream"
 _WHOLE: Final = ("http.response.pathsend", "http.response.zerocopysend")
@@ -79,7 +82,7 @@ class Request(Exchange):
         elif kind == "http.response.body":
             if message.get("more_body", False):
                 self.parted = True
-            elif self.parted:
+            elif self.parted or len(message.get("body", b"")) > _AT_ONCE:
                 return self._send_last(message)
             else:
                 self._completed()
@@ -88,8 +91,8 @@ class Request(Exchange):
         return self._send(message)
 
     async def _send_last(self, message: Message) -> None:
-        # A server may first wait here until the client has read what was sent before; until then
-        # the limit holds. A body of one part is handed over without waiting.
+        # A server may wait here until the client has read what was sent; until then the limit
+        # holds. A small body of one part is handed over without waiting.
         self._finishing = True
         try:
             await self._send(message)

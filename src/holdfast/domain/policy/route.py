@@ -1,8 +1,9 @@
 """Limits, and the routes that they are for.
 
 Among the routes that match a path the most specific one wins: an exact path first, then the longest
-text before the first `{parameter}` or `*`, then a pattern without `*` before one with it. Where two
-are equal, one of the service comes before a global one, and one with methods before one without.
+text before the first `{parameter}` or `*`, then a pattern without `*` before one with it, then the
+longest text beside the parameters. Where two are equal, one of the service comes before a global
+one, and one with methods before one without.
 
     /health                 exactly this path
     /orders/{id}/items      one segment for each parameter
@@ -191,7 +192,8 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 def _rank(path: str) -> tuple[int, bool, int]:
     literal = re.split(r"[{*]", path, maxsplit=1)[0]
-    return -len(literal), path.endswith("*"), -len(path)
+    # What a parameter is called must not decide: only the text around it is specific.
+    return -len(literal), path.endswith("*"), -len(_PARAMETER.sub("", path))
 
 
 class RouteTable:
