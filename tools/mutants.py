@@ -12,7 +12,7 @@ is taken out of Hypothesis, so that two runs agree; and the survivors are held a
     "_route" = { survivors = 2, why = "the path is checked again where the route is made" }
 
 A mutant that no test reaches is a survivor as well. A timeout is a mutant that was noticed: it ran
-in circles. Mutants are made inside functions and methods; mutmut leaves properties, decorators and
+in circles. Mutants are made inside functions, methods and properties; mutmut leaves decorators and
 what runs at module level alone.
 
 Exit codes: 0 within the budget, 1 beyond it, 2 nothing to judge (a wrong budget, a failed run).
@@ -21,6 +21,7 @@ Exit codes: 0 within the budget, 1 beyond it, 2 nothing to judge (a wrong budget
 from __future__ import annotations
 
 import argparse
+import ast
 import fnmatch
 import os
 import re
@@ -119,6 +120,28 @@ def parse_mutant(key: str, status: str) -> Mutant:
     return Mutant(key, module.removeprefix(DOMAIN), function, status)
 
 
+def undecorated(source: str) -> str:
+    """The same module with `name = property(name)` for the decorator, which mutmut walks around."""
+    lines = source.splitlines()
+    members = [
+        member
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+        for member in node.body
+    ]
+    for member in sorted(members, key=lambda each: -each.lineno):
+        match member:
+            case ast.FunctionDef(name=name, decorator_list=[ast.Name(id="property") as decorator]):
+                indent = " " * member.col_offset
+                lines.insert(
+                    member.end_lineno or member.lineno, f"{indent}{name} = property({name})"
+                )
+                del lines[decorator.lineno - 1]
+            case _:
+                pass
+    return "\n".join(lines) + "\n"
+
+
 def prepare() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     for name in COPIED:
@@ -128,6 +151,8 @@ def prepare() -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)
+    for path in (WORK / "src/holdfast/domain").rglob("*.py"):
+        path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
     (WORK / "conftest.py").write_text(CONFTEST, encoding="utf-8")
 
 

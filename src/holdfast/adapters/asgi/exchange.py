@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
+from threading import Lock
 from typing import Final, Literal, cast
 
 from holdfast.adapters.asgi.inbox import Inbox
@@ -28,6 +29,8 @@ _ROUNDING: Final[Duration] = 1e-6
 _DISCONNECTS: Final = ("ClientDisconnect", "ClientDisconnected", "WebSocketDisconnect")
 """Errors of frameworks (Starlette, Litestar) and servers (uvicorn) that say that the client has
 gone, by name: none of them is imported here."""
+
+_one_identity: Final = Lock()
 
 
 class Exchange(Scope):
@@ -120,18 +123,23 @@ class Exchange(Scope):
     def given(self) -> Carried:  # type: ignore[override]
         """Who the request is; read from the headers when somebody first asks."""
         if self._given is None:
-            inbound = self.terms.codec.read(self.asgi["headers"])
-            if inbound.malformed:
-                malformed = len(inbound.malformed) - self._malformed
-                self.terms.counts["malformed_header"] += malformed
-            identity = identify(
-                inbound.trace,
-                span_id=fresh_span_id(),
-                new_trace=fresh_trace_id,
-                sample=self.terms.sample,
-            )
-            self._given = Carried(identity, inbound.stage, inbound.baggage)
+            with _one_identity:  # a snapshot of the tree may ask from another thread
+                if self._given is None:
+                    self._given = self._identify()
         return self._given
+
+    def _identify(self) -> Carried:
+        inbound = self.terms.codec.read(self.asgi["headers"])
+        if inbound.malformed:
+            malformed = len(inbound.malformed) - self._malformed
+            self.terms.counts["malformed_header"] += malformed
+        identity = identify(
+            inbound.trace,
+            span_id=fresh_span_id(),
+            new_trace=fresh_trace_id,
+            sample=self.terms.sample,
+        )
+        return Carried(identity, inbound.stage, inbound.baggage)
 
     # -- opening ---------------------------------------------------------------------------------
 
