@@ -41,6 +41,7 @@ def refused(data: Any) -> tuple[str, str]:
         ({"timeouts": "5s"}, "timeouts", "must be a table, not a text"),
         ({"timeouts": 5.0}, "timeouts", "must be a table, not a number"),
         ({"timeouts": None}, "timeouts", "must be a table, not NoneType"),
+        ({"timeouts": object()}, "timeouts", "must be a table, not object"),
         ({"routes": {}}, "routes", "must be a list, not a table"),
         ({"routes": [{}]}, "routes[0].path", "is missing; write for example path = '/api/*'"),
         ({"mode": 5}, "mode", "must be a text, not a number"),
@@ -143,7 +144,9 @@ def test_good_paths(path: str) -> None:
     assert check_path(path) == ""
 
 
-@pytest.mark.parametrize("path", ["", "a", "/a}", "/{a", "/a{b}", "/{a}/{b*}", "/{a b}", "/*/a"])
+@pytest.mark.parametrize(
+    "path", ["", "a", "/a}", "/{a", "/a{b}", "/{a}X", "/{a}/{b*}", "/{a b}", "/*/a"]
+)
 def test_wrong_paths(path: str) -> None:
     assert check_path(path)
 

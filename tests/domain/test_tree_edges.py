@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from holdfast.domain import laws
+from holdfast.domain.budget import Purse
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Identity
 from holdfast.domain.errors import Cancelled, ConfigError
@@ -38,6 +39,124 @@ def test_a_node_says_how_it_is(root: Node) -> None:
     assert repr(node) == "<Node 'above/node' cancelled>"
     node.close(Outcome.EXPIRED)
     assert repr(node) == "<Node 'above/node' expired>"
+
+
+def test_a_node_before_it_is_opened() -> None:
+    node = Node("node")
+    assert (node.opened_at, node.limit, node.tightens) == (0.0, NEVER, False)
+    assert (node.parent, node.children, node.cause, node.outcome) == (None, None, None, None)
+    assert (node.path, node.root, node.depth) == ("node", node, 0)
+
+
+def test_a_root_remembers_when_it_was_opened() -> None:
+    node = Node("process")
+    node.open_root(7.0)
+    assert node.opened_at == 7.0
+
+
+def test_where_a_node_stands(root: Node) -> None:
+    above = opened(root, "above")
+    node = opened(above, "node")
+    assert (root.path, above.path, node.path) == ("process", "above", "above/node")
+    assert (root.depth, above.depth, node.depth) == (0, 1, 2)
+    assert root.root is above.root is node.root is root
+
+
+def test_the_budget_is_what_was_given_at_the_beginning(root: Node) -> None:
+    node = Node("node")
+    assert node.open(root, 4.0, 4.5, 0.25) is None
+    assert (node.opened_at, node.limit, node.end, node.budget) == (4.0, 4.25, 4.5, 0.25)
+    assert opened(root, "free").budget == NEVER
+    node.limit = 3.0
+    assert node.budget == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wish", "grace", "limit", "tightens"),
+    [
+        (NEVER, 0.0, 10.0, False),
+        (10.0, 0.0, 10.0, False),
+        (9.0, 0.0, 9.0, True),
+        (9.0, 1.0, 8.0, True),
+        (NEVER, 1.0, 9.0, True),
+    ],
+)
+def test_whose_limit_it_is(
+    root: Node, wish: float, grace: float, limit: float, tightens: bool
+) -> None:
+    node = Node("node")
+    assert node.open(opened(root, "above", 10.0), 0.0, wish, grace) is None
+    assert (node.limit, node.tightens) == (limit, tightens)
+
+
+def test_grace_without_a_limit_tightens_nothing(root: Node) -> None:
+    node = Node("node")
+    assert node.admit(root, 3.0, grace=1.0) is None
+    assert (node.limit, node.tightens, node.opened_at) == (NEVER, False, 3.0)
+    plain = Node("plain")
+    assert plain.admit(root, 3.0) is None
+    assert plain.kept == 0.0
+
+
+def test_a_shield_ends_with_the_grace_of_a_scope_further_up(root: Node) -> None:
+    outer = Node("outer")
+    assert outer.open(root, 0.0, 10.0, 2.0) is None
+    inner = opened(outer, "inner")
+    shield = Node("shield")
+    shield.open_shield(inner, 4.0, 5.0)
+    assert (inner.limit, shield.limit) == (8.0, 10.0)
+
+
+def test_a_walk_goes_to_the_leaves_and_not_into_shields(root: Node) -> None:
+    middle = opened(root, "middle")
+    leaf = opened(middle, "leaf")
+    shield = Node("shield")
+    shield.open_shield(middle, 0.0, 5.0)
+    inside = opened(shield, "inside")
+    assert set(root.below()) == {root, middle, leaf, shield}
+    assert set(shield.below()) == {shield, inside}
+
+
+def test_a_node_that_was_never_listed_closes_like_any_other(root: Node) -> None:
+    opened(root, "other")
+    node = Node("node")
+    assert node.admit(root, 0.0) is None
+    assert node.close(Outcome.DONE) == ()
+    assert node.outcome is Outcome.DONE
+
+
+def test_work_that_is_handed_over_keeps_its_cause_and_its_limit(root: Node) -> None:
+    parent = opened(root, "parent", 10.0)
+    tight, loose = opened(parent, "tight", 5.0), opened(parent, "loose")
+    assert parent.cancel(CAUSE)
+    assert parent.close(Outcome.CANCELLED) == (tight, loose)
+    assert (tight.cause, loose.cause) == (CAUSE, CAUSE)
+    assert (tight.tightens, loose.tightens) == (True, True)
+    assert root.cancelled_open == 2
+    assert not list(laws.breaches_of_closure(root))
+    tight.close(Outcome.CANCELLED)
+    loose.close(Outcome.CANCELLED)
+    assert root.cancelled_open == 0
+
+
+def test_work_that_is_handed_over_without_a_limit_has_none(root: Node) -> None:
+    parent = opened(root, "parent")
+    child = opened(parent, "child")
+    assert parent.close(Outcome.DONE) == (child,)
+    assert (child.cause, child.tightens, child.origin) == (None, False, "parent/child")
+
+
+def test_a_spend_is_one_unless_told_otherwise(root: Node) -> None:
+    assert root.endow(purses={"tries": 3.0}) is None
+    assert root.spend("tries")
+    purse = root.purse("tries")
+    assert purse is not None
+    assert purse.available == 2.0
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5])
+def test_a_purse_may_begin_empty(balance: float) -> None:
+    assert Purse(3.0, balance=balance).balance == balance
 
 
 def test_the_nearest_that_is_open(root: Node) -> None:

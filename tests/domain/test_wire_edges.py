@@ -206,6 +206,7 @@ def test_a_request_id_as_long_as_a_uuid() -> None:
     ("raw", "found", "clean"),
     [
         (b"", {}, True),
+        (b"a=X1X", {"a": "X1X"}, True),
         (b"a=1,,b=2", {"a": "1", "b": "2"}, True),
         (b"a=1, \t,b=2", {"a": "1", "b": "2"}, True),
         (b"a=1,\n,b=2", {"a": "1", "b": "2"}, False),

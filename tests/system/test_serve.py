@@ -189,7 +189,7 @@ def test_several_workers_and_their_replacement(home: Home) -> None:
         assert served.get("/wait/2")[0] == 504
         workers = set(children(served.pid))
         assert served.stop(signal.SIGTERM) == 0
-    assert not any(alive(worker) for worker in workers)
+    assert all(gone(worker) for worker in workers)
     assert list(home.sockets.iterdir()) == []
 
 
@@ -216,7 +216,7 @@ def test_reload_starts_serves_and_stops(home: Home) -> None:
         assert served.get("/x")[0] == 200
         (worker, *rest) = children(served.pid)
         assert served.stop() == 0
-        assert not any(alive(pid) for pid in (worker, *rest))
+        assert all(gone(pid) for pid in (worker, *rest))
 
 
 @pytest.mark.parametrize("words", [(), ("--workers", "2")])
