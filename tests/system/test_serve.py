@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.serving import Home, alive, ask, children, everything, gone, operator
+from tests.apps.serving import Home, ask, children, everything, gone, operator
 
 pytestmark = pytest.mark.system
 
