@@ -11,9 +11,10 @@ is taken out of Hypothesis, so that two runs agree; and the survivors are held a
     ["policy.form"]
     "_route" = { survivors = 2, why = "the path is checked again where the route is made" }
 
-A mutant that no test reaches is a survivor as well. A timeout is a mutant that was noticed: it ran
-in circles. Mutants are made inside functions, methods and properties; mutmut leaves decorators and
-what runs at module level alone.
+A mutant that no test reaches is a survivor as well. A timeout counts as noticed: such a mutant runs
+in circles. They are named all the same, because on a busy machine it may only have been slow.
+Mutants are made inside functions, methods and properties; mutmut leaves decorators and what runs at
+module level alone.
 
 Exit codes: 0 within the budget, 1 beyond it, 2 nothing to judge (a wrong budget, a failed run).
 """
@@ -98,10 +99,12 @@ def read_budget(path: Path) -> Budget:
     """Survivors allowed, by module and function."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise Wrong(f"{path}: {error}") from error
     found: dict[tuple[str, str], int] = {}
     for module, functions in tables.items():
+        if not isinstance(functions, dict):
+            raise Wrong(f"{path}: {module}: must be a table, a module of the domain")
         for function, entry in cast("dict[str, object]", functions).items():
             match entry:
                 case {"survivors": int(count), "why": str(why)} if count > 0 and why.strip():
@@ -181,7 +184,9 @@ def mutmut(*arguments: str, log: Path | None = None) -> str:
 
 def run(patterns: Iterable[str], children: int) -> list[Mutant]:
     wanted = list(patterns)
-    mutmut("run", "--max-children", str(children), *wanted, log=WORK / "mutmut.log")
+    log = WORK / "mutmut.log"
+    print(f"This takes some minutes; see how far it is with: tail -f {log}", file=sys.stderr)
+    mutmut("run", "--max-children", str(children), *wanted, log=log)
     found: list[Mutant] = []
     for line in mutmut("results", "--all", "True").splitlines():
         key, colon, status = line.strip().rpartition(": ")
@@ -235,9 +240,8 @@ def judge(mutants: list[Mutant], budget: Budget, *, whole: bool) -> list[str]:
             beyond.append(f"{BUDGET}: {place[0]}: {place[1]}: has no mutants; remove the line")
         elif place in made and len(alive.get(place, ())) < allowed:
             count = len(alive.get(place, ()))
-            print(
-                f"{BUDGET}: {place[0]}: {place[1]}: only {count} survive; lower it from {allowed}"
-            )
+            here = f"{BUDGET}: {place[0]}: {place[1]}"
+            print(f"{here}: only {count} survive; lower it from {allowed}")
     return beyond
 
 
@@ -252,6 +256,9 @@ def check(patterns: list[str], children: int) -> int:
             "\n".join([*unclear[:TOLD], f"{len(unclear)} of {len(mutants)} are not judged"])
         )
     print(table(mutants, budget))
+    for mutant in mutants:
+        if mutant.status in TIMED_OUT:
+            print(f"timed out: {mutant.key}")
     beyond = judge(mutants, budget, whole=not patterns)
     if not beyond:
         return 0
