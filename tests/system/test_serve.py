@@ -266,7 +266,7 @@ def test_slow_and_silent_clients_get_408(home: Home) -> None:
                     break
                 except BlockingIOError:
                     time.sleep(0.05)
-            assert 0.3 < time.monotonic() - began < 2
+            assert 0.3 < time.monotonic() - began < 10
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             silence = everything(silent)
             assert silence.startswith(b"HTTP/1.1 408 ")

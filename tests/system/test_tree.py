@@ -26,19 +26,19 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def test_shows_what_is_open(home: Home) -> None:
     with home.serve("plain:app", "--service", "shop") as served:
-        request = threading.Thread(target=lambda: served.get("/wait/3", "x-request-id: r-1"))
+        request = threading.Thread(target=lambda: served.get("/wait/6", "x-request-id: r-1"))
         request.start()
         time.sleep(0.5)
         shown = home.run("tree", "--pid", str(served.pid))
         assert shown.returncode == 0
         assert f"shop  process {served.pid}" in shown.stdout
-        assert "GET /wait/3" in shown.stdout
+        assert "GET /wait/6" in shown.stdout
         assert "waits in" in shown.stdout
         every = json.loads(home.run("tree", "--json").stdout)
         assert [service["pid"] for service in every] == [served.pid]
         one = json.loads(home.run("tree", "--json", "--pid", str(served.pid)).stdout)
         (scope,) = one["tree"]["roots"][0]["children"]
-        assert scope["name"] == "GET /wait/3"
+        assert scope["name"] == "GET /wait/6"
         assert 0 < scope["remaining_s"] < 10
         by_url = home.run("tree", "--url", served.url)
         assert by_url.returncode == 2
