@@ -108,7 +108,7 @@ def of_pid(pid: int) -> list[Service]:
     except UnsafeDirectory as error:
         raise TreeError(str(error)) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        pass
+        pass  # no socket of its own: it may be the supervisor of some that have one
     except PermissionError:
         raise TreeError(f"process {pid} belongs to another user; {_as_owner(pid)}") from None
     except TimeoutError:
@@ -135,7 +135,7 @@ def _why_none(pid: int) -> str:
         if os.stat(f"/proc/{pid}").st_uid != os.getuid():
             return f"process {pid} belongs to another user; {_as_owner(pid)}"
     except OSError:
-        pass
+        pass  # no /proc here, or it ended just now: the reason below fits as well
     return (
         f"process {pid} is not a holdfast service, or was started with --no-admin, "
         f"or has another XDG_RUNTIME_DIR than this shell{_others()}"
