@@ -2,9 +2,9 @@
 
 In this same harness the plain client of httpx 0.28.1 / httpcore 1.0.9 does not get through 1,000
 requests: afterwards all ten places are taken for ever, by connections that are CONNECTING for
-nobody. Run it: `HOLDFAST_SOAK=1000 python tests/adapters/test_httpx_soak.py httpx plain`. A client
-whose calls have a task of their own, but whose pool is not mended (`adapters/httpx/pools.py`), did
-not survive 20,000 either. That of httpx2 survives plain.
+nobody. Run it: `HOLDFAST_SOAK=1000 python tests/adapters/test_httpx_soak.py httpx plain`. A task of
+its own for each call does not save it; that a cancelled task runs at once does (`runtime/delivery`,
+rule 3). The client of httpx2 survives plain.
 
 `HOLDFAST_SOAK` sets the number of requests.
 """

@@ -221,6 +221,7 @@ class Call:
             fields["extensions"] = extensions = {**request.extensions}
             if clamp:
                 extensions["timeout"] = clamped(extensions.get("timeout"), self.left)
+        # Not `Request(...)`: that would parse the URL and build the headers and the body anew.
         kind: Any = request.__class__
         twin: Any = object.__new__(kind)
         twin.__dict__ = fields
