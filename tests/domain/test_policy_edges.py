@@ -19,7 +19,7 @@ from holdfast.domain.policy import (
 )
 from holdfast.domain.policy.route import RouteTable, check_limits, check_path, overridden
 
-TOP = "service, mode, timeouts, routes, services, headers, identity, debug"
+TOP = "service, mode, timeouts, routes, services, headers, identity, debug, stop, health"
 TIMES = "header, request, idle, grace, reserve, refuse_below"
 
 
@@ -253,3 +253,8 @@ def test_a_policy_as_a_table() -> None:
     header = 0
     """
     assert describe(policy_from_mapping(tomllib.loads(text))) == DESCRIBED
+
+
+def test_tables_of_other_forms_mean_nothing_here() -> None:
+    data = {"stop": {"grace": "no duration"}, "health": 5, "service": "shop"}
+    assert policy_from_mapping(data) == policy_from_mapping({"service": "shop"})

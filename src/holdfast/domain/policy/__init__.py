@@ -1,7 +1,7 @@
 """Time-out policy: which limits a request gets, by layer, service and route.
 
 `route` has limits and the paths that they are for, `model` the layers, `form` the way from a
-configuration file. Whoever uses a policy imports from here.
+configuration file, `values` the plain values in one. Whoever uses a policy imports from here.
 """
 
 from holdfast.domain.policy.form import policy_from_mapping
