@@ -1,0 +1,130 @@
+"""Events in words. Texts of records come from anywhere: `clean` makes them harmless."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from holdfast.domain.instant import Instant, format_duration
+from holdfast.domain.lifecycle.timeline import Fate, Lane, Mark, Story, sender
+
+__all__ = ["FATES", "clean", "date", "fate", "fields", "headline", "name", "what", "when"]
+
+_LONGEST: Final = 400
+_LATEST: Final = 253_402_300_000.0
+
+FATES: Final = {
+    Fate.STOPPED: "stopped",
+    Fate.FORCED: "forced",
+    Fate.FAILED: "failed",
+    Fate.DIED: "died",
+    Fate.LOST: "no end",
+    Fate.UP: "up",
+}
+
+_KINDS: Final = {
+    "process.started": "process started",
+    "process.ended": "process ended",
+    "process.snapshot": "snapshot",
+    "phase.entered": "phase",
+    "ready.changed": "readiness",
+    "signal.received": "signal",
+    "stop.begun": "stop begun",
+    "component.started": "component up",
+    "component.failed": "component failed",
+    "component.died": "component died",
+    "component.stopped": "component stopped",
+    "component.forced": "component forced",
+    "shutdown.requested": "asked to stop",
+    "shutdown.acknowledged": "answered",
+    "shutdown.unanswered": "did not answer",
+    "drain.step": "drain",
+    "drain.cut": "cut",
+    "hook.done": "hook done",
+    "hook.failed": "hook failed",
+    "pool.cleaned": "pool cleaned",
+    "config.reloaded": "configuration read",
+    "config.refused": "configuration refused",
+    "dump.written": "dump written",
+    "worker.started": "worker started",
+    "worker.ready": "worker ready",
+    "worker.retired": "worker retired",
+    "worker.died": "worker died",
+}
+
+_STEPS: Final = {
+    "announce": "announced",
+    "lame_duck_over": "lame duck over",
+    "listener_closed": "listener closed",
+    "farewell": "farewell to WebSockets",
+    "in_flight": "in flight",
+    "deadline": "cut what is left",
+    "done": "drained",
+}
+
+
+def clean(text: str) -> str:
+    """The text without what does not print, and not longer than a person reads."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c in "\n\t" else "?" for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def when(at: Instant) -> str:
+    """An instant, counted from the beginning of the stop: `+1.4 s`."""
+    if abs(at) < 5e-7:
+        return "0 s"
+    return f"+{format_duration(at)}" if at > 0 else f"-{format_duration(-at)}"
+
+
+def date(wall: float) -> str:
+    """A date of the wall clock; empty when unknown."""
+    if not 0 < wall < _LATEST:
+        return ""
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def name(story: Story) -> str:
+    """Which process it is."""
+    words = [story.service, "" if story.role == "process" else story.role]
+    words.append(f"process {story.pid}" if story.pid else "process")
+    return clean(" ".join(word for word in words if word))
+
+
+def headline(mark: Mark) -> str:
+    """What kind of event it is."""
+    return _KINDS.get(mark.kind, mark.kind)
+
+
+def what(mark: Mark) -> str:
+    """The event in a line without its kind."""
+    subject = mark.subject
+    if mark.kind == "drain.step":
+        subject = _STEPS.get(subject, subject)
+    if mark.kind == "signal.received":
+        subject = f"{subject} {sender(mark)}".strip()
+    text = mark.text
+    if not text and "in_flight" in mark.data:
+        text = str(mark.data["in_flight"])
+    return clean(": ".join(part for part in (subject, text) if part))
+
+
+def fate(lane: Lane) -> str:
+    """What became of a component, and of the question whether it had heard."""
+    text = FATES[lane.fate]
+    if lane.unanswered:
+        text = f"no answer, {text}"
+    return text
+
+
+def fields(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The data of an event, one pair for each value."""
+    return [(clean(key), clean(_value(value))) for key, value in data.items()]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

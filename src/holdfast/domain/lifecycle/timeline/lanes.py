@@ -1,0 +1,71 @@
+"""The lives of the components of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final, cast
+
+from holdfast.domain.instant import Instant
+from holdfast.domain.lifecycle.timeline.model import Fate, Lane, Mark
+
+__all__ = ["lanes_of"]
+
+_ENDS: Final = {
+    "component.stopped": Fate.STOPPED,
+    "component.failed": Fate.FAILED,
+    "component.died": Fate.DIED,
+    "component.forced": Fate.FORCED,
+}
+_WORSE: Final = (Fate.UP, Fate.STOPPED, Fate.FAILED, Fate.DIED, Fate.FORCED)
+
+
+def lanes_of(marks: Iterable[Mark], last: Instant, *, over: bool) -> tuple[Lane, ...]:
+    """A lane for each component that is named.
+
+    Args:
+        marks: the events of the process, in order.
+        last: when the last of them was.
+        over: whether the process is known to have ended.
+    """
+    lanes: dict[str, Lane] = {}
+    for mark in marks:
+        for name in _names(mark):
+            lanes[name] = _next(lanes.get(name) or Lane(name), mark)
+    return tuple(_closed(lane, last, over) for lane in lanes.values())
+
+
+def _names(mark: Mark) -> list[str]:
+    if not mark.kind.startswith(("component.", "shutdown.")):
+        return []
+    if mark.subject:
+        return [mark.subject]
+    several = mark.data.get("components")
+    if not isinstance(several, list):
+        return []
+    return [name for name in cast("list[object]", several) if isinstance(name, str) and name]
+
+
+def _next(lane: Lane, mark: Mark) -> Lane:
+    match mark.kind:
+        case "component.started":
+            return replace(lane, started=mark.at if lane.started is None else lane.started)
+        case "shutdown.requested":
+            return replace(lane, asked=mark.at if lane.asked is None else lane.asked)
+        case "shutdown.acknowledged":
+            return replace(lane, answered=mark.at)
+        case "shutdown.unanswered":
+            return replace(lane, unanswered=True)
+        case kind if kind in _ENDS:
+            fate = max(lane.fate, _ENDS[kind], key=_WORSE.index)
+            text = mark.text or mark.cause
+            return replace(lane, ended=mark.at, fate=fate, text=text or lane.text)
+        case _:
+            return lane
+
+
+def _closed(lane: Lane, last: Instant, over: bool) -> Lane:
+    if lane.ended is not None:
+        return replace(lane, last=lane.ended)
+    fate = Fate.LOST if over or lane.asked is not None else Fate.UP
+    return replace(lane, fate=fate, last=last)

@@ -1,0 +1,195 @@
+"""How a stop went, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from holdfast.domain.instant import format_duration
+from holdfast.domain.lifecycle.timeline.model import Fate, Mark, Story, Tone
+
+__all__ = ["judge", "judge_all", "sender"]
+
+_CLEAN: Final = 0
+_CANNOT_RUN: Final = 2
+_FAILED_TO_START: Final = 3
+_TIMED_OUT: Final = 4
+_FORCED: Final = 5
+_COMPONENT_DIED: Final = 6
+_SIGNALLED: Final = 128
+_HIGHEST: Final = 64
+_NAMES: Final = {
+    1: "SIGHUP",
+    2: "SIGINT",
+    3: "SIGQUIT",
+    4: "SIGILL",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    9: "SIGKILL",
+    11: "SIGSEGV",
+    15: "SIGTERM",
+}
+
+
+def judge(story: Story) -> dict[str, Any]:
+    """`verdict` and `tone` of a story."""
+    head, tone = _head(story)
+    parts = _parts(story)
+    text = f"{head}: {'; '.join(parts)}" if parts else head
+    return {"verdict": text, "tone": tone}
+
+
+def judge_all(stories: Sequence[Story]) -> tuple[str, Tone]:
+    """The sentence about all processes of a run together, and how it is to be taken."""
+    if len(stories) == 1:
+        return stories[0].verdict, stories[0].tone
+    order = (Tone.PLAIN, Tone.GOOD, Tone.WARN, Tone.BAD)
+    tone = max((story.tone for story in stories), key=order.index)
+    first = stories[0]
+    rest = stories[1:] if first.role == "supervisor" else stories
+    noun = "workers" if first.role == "supervisor" else "processes"
+    counts = [
+        f"{count} {word}"
+        for word, among in (
+            ("ended clean", (Tone.GOOD,)),
+            ("not quite clean", (Tone.WARN,)),
+            ("did not end well", (Tone.BAD,)),
+            ("not told to stop", (Tone.PLAIN,)),
+        )
+        if (count := sum(story.tone in among for story in rest))
+    ]
+    several = len(rest) != 1
+    text = f"{len(rest)} {noun if several else noun.removesuffix('es').removesuffix('s')}"
+    text += f": {', '.join(counts)}"
+    bad = [str(story.pid) for story in rest if story.tone is Tone.BAD][:5]
+    if bad:
+        text += f" (process {', '.join(bad)})"
+    return (f"{first.verdict}. {text}" if first.role == "supervisor" else text), tone
+
+
+def sender(mark: Mark) -> str:
+    """Who sent a signal, as far as the kernel told: `by process 1 (kubelet)`; may be empty."""
+    pid = mark.data.get("sender_pid")
+    if not isinstance(pid, int) or isinstance(pid, bool):
+        return ""
+    if pid == 0:
+        return "from outside the container"
+    name = mark.data.get("sender_name")
+    return f"by process {pid}" + (f" ({name})" if isinstance(name, str) and name else "")
+
+
+def _head(story: Story) -> tuple[str, Tone]:
+    took = "" if story.took is None else f" in {format_duration(story.took)}"
+    code = story.exit_code
+    if code is None:
+        return _without_code(story, took)
+    if code == _CLEAN:
+        if story.cut:
+            return f"Stop{took}, not without loss", Tone.BAD
+        return f"Clean stop{took}", Tone.WARN if _blemished(story) else Tone.GOOD
+    if code == _CANNOT_RUN:
+        return "Could not run", Tone.BAD
+    if code == _FAILED_TO_START:
+        return f"Failed to start, after {format_duration(story.ended - story.began)}", Tone.BAD
+    if code == _TIMED_OUT:
+        return f"Stop{took}, at the drain deadline", Tone.BAD
+    if code == _FORCED:
+        return f"Forced stop{took}", Tone.BAD
+    if code == _COMPONENT_DIED:
+        return f"Stop{took}, because a component died", Tone.BAD
+    number = -code if code < 0 else code - _SIGNALLED
+    if 0 < number <= _HIGHEST:
+        name = _NAMES.get(number, f"signal {number}")
+        if name == "SIGQUIT" and story.complete:
+            return f"Left at once{took} after a dump", Tone.BAD
+        return f"Killed by {name}{_while(story)}", Tone.BAD
+    return f"Ended with exit code {code}{took}", Tone.BAD
+
+
+def _without_code(story: Story, took: str) -> tuple[str, Tone]:
+    if story.complete:
+        return f"Stopped{took}", Tone.WARN if _blemished(story) else Tone.GOOD
+    if story.took is None:
+        return "Not told to stop, as far as the records go", Tone.PLAIN
+    after = format_duration(story.took)
+    return f"Killed, or still at it: no records from {after} into the stop{_while(story)}", Tone.BAD
+
+
+def _while(story: Story) -> str:
+    return f", while {story.phases[-1].name}" if story.phases and story.phases[-1].name else ""
+
+
+def _blemished(story: Story) -> bool:
+    return bool(
+        story.cut
+        or any(lane.unanswered or lane.fate not in (Fate.STOPPED, Fate.UP) for lane in story.lanes)
+        or any(hook.kind == "hook.failed" for hook in story.hooks)
+    )
+
+
+def _parts(story: Story) -> list[str]:
+    parts = [_why(story), _requests(story)]
+    for fate, words in (
+        (Fate.DIED, "died"),
+        (Fate.FAILED, "failed"),
+        (Fate.FORCED, "was forced"),
+        (Fate.LOST, "had not stopped"),
+    ):
+        names = [lane.name for lane in story.lanes if lane.fate is fate and not lane.unanswered]
+        parts.append(_components(names, words))
+    silent = [lane for lane in story.lanes if lane.unanswered]
+    forced = [lane.name for lane in silent if lane.fate is Fate.FORCED]
+    others = [lane.name for lane in silent if lane.fate is not Fate.FORCED]
+    parts.append(_components(forced, "did not answer and was forced"))
+    parts.append(_components(others, "did not answer"))
+    failed = [hook.subject for hook in story.hooks if hook.kind == "hook.failed"]
+    if failed:
+        parts.append(f"{'hook' if len(failed) == 1 else 'hooks'} {_listed(failed)} failed")
+    return [part for part in parts if part]
+
+
+def _why(story: Story) -> str:
+    words = [f"{mark.subject} {sender(mark)}".strip() for mark in story.signals if _ends(mark)]
+    if words:
+        # One who presses a key twice is named once, with the word that says so.
+        return words[0] if len(words) == 1 else f"{words[0]}, then {words[1]}"
+    for mark in story.marks:
+        if mark.kind == "stop.begun" and (mark.cause or mark.text):
+            return mark.cause or mark.text
+    return ""
+
+
+def _ends(mark: Mark) -> bool:
+    # What only reads a file again does not end anything.
+    meaning = mark.data.get("meaning")
+    if isinstance(meaning, str) and meaning:
+        return meaning not in ("reload", "dump", "ignore")
+    return mark.subject in ("SIGTERM", "SIGINT", "SIGQUIT")
+
+
+def _requests(story: Story) -> str:
+    if story.finished is None and not story.cut:
+        return ""
+    cut = "none cut" if not story.cut else f"{story.cut} cut"
+    if story.finished is None:
+        return f"{story.cut} requests cut" if story.cut != 1 else "1 request cut"
+    if story.finished == 0 and not story.cut:
+        return "no request was in flight"
+    noun = "request" if story.finished == 1 else "requests"
+    return f"{story.finished} {noun} finished, {cut}"
+
+
+def _components(names: Sequence[str], words: str) -> str:
+    if not names:
+        return ""
+    if len(names) == 1:
+        return f"component {_listed(names)} {words}"
+    return f"components {_listed(names)} {words.replace('was ', 'were ')}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [f"'{name}'" for name in names[:3]]
+    if len(names) > len(shown):
+        return f"{', '.join(shown)} and {len(names) - len(shown)} more"
+    return " and ".join(shown) if len(shown) < 3 else f"{shown[0]}, {shown[1]} and {shown[2]}"
