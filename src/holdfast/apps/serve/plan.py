@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.apps.serve.policyfile import PolicyFile, find_policy
-from holdfast.domain.policy import policy_from_mapping
+from holdfast.apps.serve.policyfile import PolicyFile, find_policy, with_meaning
 
 __all__ = ["Plan"]
 
@@ -66,4 +65,4 @@ class Plan:
         """
         if self.reload:
             return self.read()
-        return PolicyFile(self.source, self.data, policy_from_mapping(self.data, self.service))
+        return with_meaning(self.source, self.data, self.service)

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from holdfast.apps.serve.problem import ServeError
 from holdfast.domain.errors import ConfigError
+from holdfast.domain.instant import Duration, parse_duration
+from holdfast.domain.lifecycle.settings import LifecycleSettings, lifecycle_from_mapping
 from holdfast.domain.policy import Policy, policy_from_mapping
 
-__all__ = ["DEFAULT_NAME", "PolicyFile", "find_policy", "line_of", "read_policy"]
+__all__ = [
+    "DEFAULT_NAME",
+    "GRACE",
+    "PolicyFile",
+    "find_policy",
+    "line_of",
+    "platform_grace",
+    "read_policy",
+    "with_meaning",
+]
 
 DEFAULT_NAME: Final = "holdfast.toml"
+GRACE: Final = "HOLDFAST_GRACE"
+"""Environment variable with the grace period of the platform, over `grace` in the file.
+
+For a pod whose manifest says the number once: an annotation, handed down by the downward API.
+"""
 
 _PART: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]")
@@ -30,12 +47,41 @@ class PolicyFile:
     Attributes:
         source: the file; `None` for the built-in policy.
         data: what the file says, for processes that are to read the same.
-        policy: what that means.
+        policy: what that means for requests.
+        lifecycle: what that means for the process.
     """
 
     source: Path | None
     data: Mapping[str, object]
     policy: Policy
+    lifecycle: LifecycleSettings = field(default_factory=LifecycleSettings)
+
+
+def with_meaning(source: Path | None, data: Mapping[str, object], service: str) -> PolicyFile:
+    """What a parsed file says, with what that means.
+
+    Raises:
+        ConfigError: something in it is wrong.
+        ServeError: what the platform says is.
+    """
+    policy = policy_from_mapping(data, service)
+    return PolicyFile(source, data, policy, lifecycle_from_mapping(data, platform_grace()))
+
+
+def platform_grace() -> Duration | None:
+    """Seconds that the platform says it gives; `None` when it says nothing.
+
+    Raises:
+        ServeError: what it says is no duration.
+    """
+    said = os.environ.get(GRACE, "").strip()
+    if not said:
+        return None
+    try:
+        # A bare number stands for seconds: `terminationGracePeriodSeconds` is one.
+        return parse_duration(int(said) if said.isascii() and said.isdigit() else said)
+    except ValueError as error:
+        raise ServeError(f"{GRACE}: {error}") from None
 
 
 def find_policy(config: Path | None, service: str, here: Path) -> PolicyFile:
@@ -49,7 +95,10 @@ def find_policy(config: Path | None, service: str, here: Path) -> PolicyFile:
     default = here / DEFAULT_NAME
     if default.exists():
         return read_policy(default, service)
-    return PolicyFile(None, {}, policy_from_mapping({}, service))
+    try:
+        return with_meaning(None, {}, service)
+    except ConfigError as error:  # of the environment, since there is no file
+        raise ServeError(str(error)) from None
 
 
 def read_policy(path: Path, service: str) -> PolicyFile:
@@ -65,7 +114,7 @@ def read_policy(path: Path, service: str) -> PolicyFile:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ServeError(f"{shown}: not TOML: {error}") from None
     try:
-        return PolicyFile(path, data, policy_from_mapping(data, service))
+        return with_meaning(path, data, service)
     except ConfigError as error:
         line = line_of(text, error.path)
         where = f"{shown}:{line}" if line else shown
