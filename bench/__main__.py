@@ -17,28 +17,35 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
 
-from bench._harness import Table
+from bench._harness import Sheet, Table, revived
 from bench._report import save, summary, text
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
 FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
+STOPS: Final = ("cells", "roll", "hup", "edges", "sockets", "http2", "quiet", "rate")
+LONG: Final = tuple(f"stop.{part}" for part in STOPS)
+"""Figures that take their time and run only when they are named."""
 PEERS: Final = (
     "anyio", "uvloop", "uvicorn", "httptools", "starlette", "httpx", "httpx2", "async-timeout",
     "quattro", "aiofence", "opentelemetry-instrumentation-asgi",
 )  # fmt: skip
+
+MORE: Final = ("servers", "cells", "stops")
+"""Options that are handed on to the figure."""
 
 Step = Callable[[str, float, str], None]
 
 
 def main() -> int:
     options = _options()
-    names = [name for name in FIGURES if not options.only or name in options.only]
-    tables: list[Table] = []
+    names = _named(options.only)
+    tables: list[Table | Sheet] = []
     failed: list[str] = []
+    more = {key: value for key in MORE if (value := getattr(options, key))}
     with _progress(names) as step:
         for name in names:
-            tables.extend(_figure(name, options.quick, step, failed))
+            tables.extend(_figure(name, more, options.quick, step, failed))
     print(_heading(options.quick))
     for table in tables:
         print(text(table))
@@ -49,14 +56,18 @@ def main() -> int:
         found = {"heading": _heading(options.quick), "tables": [t.as_dict() for t in tables]}
         Path(options.json).write_text(json.dumps(found, indent=1))
     if options.save:
-        save(PAGE, _heading(options.quick), tables)
+        save(PAGE, _heading(options.quick), [t for t in tables if isinstance(t, Table)])
     return 1 if failed else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
-    parser.add_argument("--only", action="append", choices=FIGURES, help="this figure; repeatable")
+    choices = (*FIGURES, "stop", *LONG)
+    parser.add_argument("--only", action="append", choices=choices, help="this figure; repeatable")
+    parser.add_argument("--server", dest="servers", action="append", help="of stop.*: this one")
+    parser.add_argument("--cell", dest="cells", action="append", help="of stop.cells: this one")
+    parser.add_argument("--stops", type=int, help="of stop.cells: stops in each cell")
     parser.add_argument("--json", metavar="FILE", help="write what was measured to FILE")
     parser.add_argument(
         "--save", action="store_true", help=f"write it into {PAGE.relative_to(ROOT)}"
@@ -64,9 +75,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _figure(name: str, quick: bool, step: Step, failed: list[str]) -> Iterator[Table]:
+def _named(only: list[str] | None) -> list[str]:
+    """Those figures in their order, or all but the long ones; a package stands for its parts."""
+    if not only:
+        return [*FIGURES]
+    everything = (*FIGURES, *LONG)
+    return [name for name in everything if name in only or name.partition(".")[0] in only]
+
+
+def _figure(
+    name: str, more: dict[str, Any], quick: bool, step: Step, failed: list[str]
+) -> Iterator[Table | Sheet]:
     module = import_module(f"bench.{name}")
-    variants: list[dict[str, Any]] = module.VARIANTS
+    variants: list[dict[str, Any]] = [{**variant, **more} for variant in module.VARIANTS]
     for index, variant in enumerate(variants):
 
         def part(done: float, what: str, index: int = index) -> None:
@@ -80,7 +101,7 @@ def _figure(name: str, quick: bool, step: Step, failed: list[str]) -> Iterator[T
 
 def _variant(
     name: str, variant: dict[str, Any], quick: bool, part: Callable[[float, str], None]
-) -> Generator[Table, None, str]:
+) -> Generator[Table | Sheet, None, str]:
     command = [sys.executable, "-m", "bench._worker", name, json.dumps(variant)]
     command.append("quick" if quick else "full")
     with (
@@ -93,7 +114,7 @@ def _variant(
         for line in worker.stdout:
             told = json.loads(line)
             if "table" in told:
-                yield Table.from_dict(told["table"])
+                yield revived(told["table"])
             else:
                 part(told["done"], told["what"])
         if worker.wait() == 0:

@@ -24,12 +24,14 @@ __all__ = [
     "Cell",
     "Check",
     "Row",
+    "Sheet",
     "Table",
     "Tell",
     "absent",
     "compare",
     "duel",
     "new_loop",
+    "revived",
     "rounds",
     "sample",
     "size",
@@ -136,6 +138,34 @@ class Table:
         """Hold the row `name` at `point` to `goal` times the first row."""
         ratio = self.cell(name, point).over(self.rows[0].cells[point])
         self.checks.append(Check(f"{name}, {point}", ratio, goal))
+
+
+@dataclass
+class Sheet:
+    """Words and counts, which have neither a best nor a ratio.
+
+    Attributes:
+        columns: their heads, the first is that of the names.
+        data: what the rows were made from, for programs.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list[list[str]])
+    checks: list[Check] = field(default_factory=list[Check])
+    notes: list[str] = field(default_factory=list[str])
+    data: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def revived(data: dict[str, Any]) -> Table | Sheet:
+    """What `as_dict` was made from."""
+    if "columns" not in data:
+        return Table.from_dict(data)
+    checks = [Check(**{**c, "measured": Cell(**c["measured"])}) for c in data["checks"]]
+    return Sheet(**{**data, "checks": checks})
 
 
 def rounds(quick: bool, full: int) -> int:

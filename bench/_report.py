@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bench._harness import Cell, Check, Row, Table
+from bench._harness import Cell, Check, Row, Sheet, Table
 
 __all__ = ["save", "summary", "text"]
 
@@ -15,14 +16,24 @@ END: Final = "<!-- measured: end -->"
 _SCALE: Final = {"us": 1e6, "ms": 1e3, "s": 1.0}
 
 
-def text(table: Table) -> str:
+def text(table: Table | Sheet) -> str:
     """One table with its goals, as Markdown (which is plain enough to read as it is)."""
-    parts = [f"### {table.title}", "", *_grid(table)]
+    grid = _words(table) if isinstance(table, Sheet) else _grid(table)
+    parts = [f"### {table.title}", "", *grid]
     if table.checks:
         parts += ["", "| held to | measured (medians) | goal | |", "|---|---|---|---|"]
         parts += [_line(check) for check in table.checks]
     parts += [f"\n{note}" for note in table.notes]
     return "\n".join(parts) + "\n"
+
+
+def _words(sheet: Sheet) -> list[str]:
+    rule = "|---" * len(sheet.columns) + "|"
+    return [_cells(sheet.columns), rule, *(_cells(row) for row in sheet.rows)]
+
+
+def _cells(row: list[str]) -> str:
+    return "| " + " | ".join(row) + " |"
 
 
 def _grid(table: Table) -> list[str]:
@@ -64,7 +75,7 @@ def _line(check: Check) -> str:
     return f"| {check.what} | {shown} | <= {goal} | {verdict} |"
 
 
-def summary(tables: list[Table]) -> str:
+def summary(tables: Sequence[Table | Sheet]) -> str:
     """How many goals were met, and every miss."""
     checks = [(table.title, check) for table in tables for check in table.checks]
     missed = [(title, check) for title, check in checks if not check.ok]
