@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import uvloop
 
+from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
+from holdfast.adapters.uvicorn.wire_h11 import GuardedH11
+from holdfast.adapters.uvicorn.wire_httptools import GuardedHttpTools
 from holdfast.apps.serve.hosted import Hosted
 from holdfast.apps.serve.listen import bind
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.server import GuardedServer, Settings
-from holdfast.apps.serve.wire_h11 import GuardedH11
-from holdfast.apps.serve.wire_httptools import GuardedHttpTools
+from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.runtime.driver import driver_of
 
 LIMIT = 0.25
@@ -58,14 +59,10 @@ class Bare:
 
 @dataclass
 class Running:
-    server: GuardedServer
+    server: UvicornServer
+    hosted: Hosted
     port: int
     timers: Callable[[], int] = field(default=lambda: 0)
-
-    @property
-    def hosted(self) -> Hosted:
-        assert self.server.config.hosted is not None
-        return self.server.config.hosted
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -83,24 +80,25 @@ async def running(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch, mode: str = "enforce"
 ) -> AsyncIterator[Running]:
     monkeypatch.setattr("holdfast.apps.serve.hosted.HoldfastMiddleware", Bare)
-    monkeypatch.setattr("holdfast.apps.serve.server.load_target", lambda *_, **__: echo)
-    monkeypatch.setattr("holdfast.apps.serve.server._protocol", lambda: protocol)
     data = {"mode": mode, "timeouts": {"header": LIMIT}}
-    plan = Plan("x:app", data=data, admin=False, access_log=False)
+    plan = Plan("x:app", data=data)
+    hosted = Hosted(echo, plan.policy())
+    settings = Settings(hosted, hosted, access_log=False)
+    settings.load()
+    settings.http_protocol_class = protocol
+    application = UvicornApplication(settings)
     sock = bind("127.0.0.1", 0, "")
-    ready = asyncio.Event()
-    server = GuardedServer(Settings(plan, plan.policy(), ""), ready.set)
-    serving = asyncio.ensure_future(server.serve([sock]))
+    terms = DrainTerms(calm=0.0, quiet=0.0)
+    server = UvicornServer(settings, application, [sock], lambda: terms, lambda *_, **__: None)
+    await application.start()
+    await server.start()
+    driver = driver_of(asyncio.get_running_loop())
+    before = len(driver.timers)  # the one that keeps the date
     try:
-        await asyncio.wait(
-            {serving, asyncio.ensure_future(ready.wait())}, return_when="FIRST_COMPLETED"
-        )
-        assert ready.is_set(), serving
-        driver = driver_of(asyncio.get_running_loop())
-        yield Running(server, sock.getsockname()[1], lambda: len(driver.timers))
+        yield Running(server, hosted, sock.getsockname()[1], lambda: len(driver.timers) - before)
     finally:
-        server.should_exit = True
-        await serving
+        await server.stop(driver.now() + 5)
+        await application.stop(0.0)
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:

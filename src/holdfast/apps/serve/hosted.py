@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Final
 
@@ -64,6 +65,16 @@ class Hosted:
         if policy.mode == "off":
             self.header = math.inf
         self._entry: App = self.bare if policy.mode == "off" else self.guarded
+
+    @property
+    def service(self) -> str:
+        """Name of this hop in what is answered."""
+        return self.file.policy.service
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Requests by what became of them."""
+        return self.guarded.counts
 
     def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
         return self._entry(scope, receive, send)

@@ -54,13 +54,11 @@ def serve(plan: Plan, say: Callable[[str], None] | None = None) -> int:
 def _host(
     plan: Plan, file: PolicyFile, sock: socket.socket, url: str, ready: Callable[[], None]
 ) -> int:
-    from uvicorn.supervisors import ChangeReload
-
     from holdfast.apps.serve.listen import why_not
-    from holdfast.apps.serve.server import GuardedServer, Settings, Workers
+    from holdfast.apps.serve.process import ServiceProcess
 
-    settings = Settings(plan, file, url)
     if plan.reload:
+        from uvicorn.supervisors import ChangeReload
         ready()
         ChangeReload(settings, GuardedServer(settings, child=True).run, [sock]).run()
         return 0
@@ -69,12 +67,12 @@ def _host(
         workers = Workers(settings, [sock])
         workers.run()
         return _FAILED if workers.failed() else 0
-    server = GuardedServer(settings, ready)
+    server = ServiceProcess(plan, file, sock, url, ready)
     try:
-        server.run([sock])
+        return server.run()
     except OSError as error:
         # Two that start at the same time can bind the same port; only one can listen on it.
-        if error.errno != errno.EADDRINUSE or server.started:
+        if error.errno != errno.EADDRINUSE:
             raise
         raise ServeError(why_not(error, plan.host, plan.port)) from None
     except KeyboardInterrupt:

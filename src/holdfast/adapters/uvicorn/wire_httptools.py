@@ -1,7 +1,4 @@
-"""uvicorn's protocol on httptools, with arrival instants and a limit on the time for headers.
-
-The seams used are not promised by uvicorn; `tests/apps/test_uvicorn_seams.py` pins each of them.
-"""
+"""uvicorn's protocol on httptools, with arrival instants, a limit on headers, and a farewell."""
 
 from __future__ import annotations
 
@@ -16,14 +13,16 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from holdfast.apps.serve.guard import ARRIVAL, HeaderGuard, too_slow
-from holdfast.apps.serve.hosted import Hosted
+from holdfast.adapters.uvicorn.guard import ARRIVAL, HeaderGuard, too_slow
+from holdfast.adapters.uvicorn.parting import Parting
+from holdfast.adapters.uvicorn.settings import Settings
 from holdfast.domain.instant import Instant
+from holdfast.domain.lifecycle.drain import Kind, Line
 
 __all__ = ["GuardedHttpTools"]
 
 
-class GuardedHttpTools(HttpToolsProtocol):
+class GuardedHttpTools(Parting, HttpToolsProtocol):
     """See the module."""
 
     def __init__(
@@ -34,20 +33,25 @@ class GuardedHttpTools(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        hosted = cast(Hosted, config.hosted)  # type: ignore[attr-defined]
-        self._guard = HeaderGuard(self.loop, hosted, self._too_slow)
+        settings = cast(Settings, config)
+        self._watch = settings.watch
+        self._guard = HeaderGuard(self.loop, settings.terms, self._too_slow)
         self._now = self._guard.now
         self._came: Instant = 0.0
         self._in_headers = False
         self._in_body = False
+        self._announced: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._guard.arm(self._now())
+        self._watch.accepted = now = self._now()
+        self._guard.arm(now)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.drop()
         super().connection_lost(exc)
+        if self._watch.announcing:
+            self._watch.ring()
 
     def data_received(self, data: bytes) -> None:
         self._came = now = self._now()
@@ -77,10 +81,38 @@ class GuardedHttpTools(HttpToolsProtocol):
         if self._guard.armed:
             self._guard.drop()
         super().on_headers_complete()
+        if self._watch.announcing:
+            self.announce()
 
     def on_message_complete(self) -> None:
         self._in_body = False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._watch.announcing:
+            self._came = self._now()
+            self._watch.ring()
+
+    # -- letting go ------------------------------------------------------------------------------
+
+    def line(self) -> Line:
+        """See `Drainable`."""
+        return Line(
+            Kind.HTTP, not self._answered(), self._in_headers, self._came, *self.closing(self._now)
+        )
+
+    def announce(self) -> None:
+        """See `Drainable`. Of pipelined requests it is the last that announces: whatever stands
+        behind an announcement is lost."""
+        newest = cast("RequestResponseCycle | None", self.cycle)
+        if newest is None or newest.response_started or not newest.keep_alive:
+            return
+        before = self._announced
+        if before is not None and not before.response_started:
+            before.keep_alive = True
+        newest.keep_alive = False
+        self._announced = newest
 
     def _answered(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)  # uvicorn's own type hides the None

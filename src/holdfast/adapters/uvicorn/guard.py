@@ -9,33 +9,53 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-from holdfast.apps.serve.hosted import Hosted
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.wire.problem import PROBLEM_TYPE, problem
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.timers import Alarm
 
-__all__ = ["ARRIVAL", "HeaderGuard", "too_slow"]
+__all__ = ["ARRIVAL", "HeaderGuard", "HeaderTerms", "too_slow"]
 
 ARRIVAL: Final = "holdfast.arrival"
 """Key of the ASGI scope: the monotonic instant at which the first byte of the request came."""
 
 
+class HeaderTerms(Protocol):
+    """What the guard needs to know; it may change at any time.
+
+    Attributes:
+        header: seconds for the headers of a request; infinite for no limit.
+        observed: whether a limit that is passed is counted and nothing more.
+        service: name of this hop in the answer.
+        counts: where it is counted.
+    """
+
+    @property
+    def header(self) -> Duration: ...
+    @property
+    def observed(self) -> bool: ...
+    @property
+    def service(self) -> str: ...
+    @property
+    def counts(self) -> Counter[str]: ...
+
+
 class HeaderGuard:
     """The limit on the headers of one connection, request after request."""
 
-    __slots__ = ("_alarm", "_began", "_driver", "_expired", "_hosted", "_limit", "now")
+    __slots__ = ("_alarm", "_began", "_driver", "_expired", "_limit", "_terms", "now")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, hosted: Hosted, expired: Callable[[bytes], None]
+        self, loop: asyncio.AbstractEventLoop, terms: HeaderTerms, expired: Callable[[bytes], None]
     ) -> None:
         self._driver = driver_of(loop)
         self.now = self._driver.now
-        self._hosted = hosted
+        self._terms = terms
         self._expired = expired
         self._alarm: Alarm | None = None
         self._began: Instant = 0.0
@@ -48,8 +68,8 @@ class HeaderGuard:
 
     def arm(self, began: Instant) -> None:
         """Wait for headers that began at `began`; does nothing when they are waited for already."""
-        if self._alarm is None and self._hosted.header < math.inf:
-            self._began, self._limit = began, self._hosted.header
+        if self._alarm is None and self._terms.header < math.inf:
+            self._began, self._limit = began, self._terms.header
             self._alarm = self._driver.alarm(began + self._limit, self._ring)
 
     def drop(self) -> None:
@@ -60,8 +80,8 @@ class HeaderGuard:
 
     def _ring(self) -> None:
         # The alarm is kept as a mark: while these headers last they are counted once.
-        counts = self._hosted.guarded.counts
-        if self._hosted.observed:
+        counts = self._terms.counts
+        if self._terms.observed:
             counts["would_exceed_header"] += 1
             return
         counts["header_timeout"] += 1
@@ -70,7 +90,7 @@ class HeaderGuard:
     def _answer(self) -> bytes:
         """The body of the 408, in the same form as any other end by a limit."""
         elapsed = self._driver.now() - self._began
-        service = self._hosted.file.policy.service
+        service = self._terms.service
         cause = Cause(
             CauseKind.DEADLINE, "header", service, self._began, self._limit, elapsed,
             "the headers of the request did not come in time",

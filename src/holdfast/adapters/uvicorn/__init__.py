@@ -1,0 +1,20 @@
+"""uvicorn: the server of `holdfast serve`, and of programs that host one themselves.
+
+    guard      the limit on the time that a client takes for its headers
+    watch      what the connections of a server tell it, and what it tells them
+    wire_*     the protocols of uvicorn with arrival instants, that guard, and a farewell
+    listener   a listening socket whose accept queue is emptied before it goes
+    drainage   the drain of one server, performed
+    server     the component: starts, announces its end, drains, stops
+
+Much of this reaches into seams that uvicorn does not promise. A test of seams pins each of
+them, and the version with them.
+"""
+
+from __future__ import annotations
+
+from holdfast.adapters.uvicorn.guard import ARRIVAL, HeaderTerms
+from holdfast.adapters.uvicorn.server import UvicornApplication, UvicornServer
+from holdfast.adapters.uvicorn.settings import Settings
+
+__all__ = ["ARRIVAL", "HeaderTerms", "Settings", "UvicornApplication", "UvicornServer"]
