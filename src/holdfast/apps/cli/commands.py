@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Form(StrEnum):
+    """How a timeline is shown."""
+
+    TEXT = "text"
+    JSON = "json"
+    MERMAID = "mermaid"
+    HTML = "html"
 
 
 def _version(asked: bool) -> None:
@@ -114,6 +124,28 @@ def tree(
     if pid is not None and url:
         raise typer.BadParameter("--pid and --url do not go together; leave one away")
     raise typer.Exit(show(pid=pid, url=url, as_json=as_json, watch=watch))
+
+
+@app.command()
+def timeline(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="The records, as JSON lines; - for standard input."),
+    ],
+    form: Annotated[
+        Form, typer.Option("--format", help="html is one page that needs nothing beside it.")
+    ] = Form.TEXT,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT", help="Write to this file.")
+    ] = None,
+    run: Annotated[
+        int, typer.Option(min=0, help="Which of several runs in the file, from 1; 0 for the last.")
+    ] = 0,
+) -> None:
+    """Show a whole stop as a picture: what happened when, what was cut, and how it went."""
+    from holdfast.apps.timeline.show import show
+
+    raise typer.Exit(show(file, form=form, out=out, run=run))
 
 
 @app.command()

@@ -7,8 +7,8 @@
     text      for terminals
     mermaid   a sequence diagram
     markup    HTML that cannot be anything else than what is meant
-    page, chart, style
-              one HTML page that needs nothing beside it
+    chart     the picture of one process, in HTML
+    page      one HTML page that needs nothing beside it; its style is in page.css
     show      all of it together
 
 What belongs here: how a stop looks. What does not: what happened, and how it is to be taken, which

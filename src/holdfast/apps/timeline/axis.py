@@ -21,7 +21,9 @@ _PAUSE: Final = 0.15
 """Share of the stop from which on a pause outside of it is cut short."""
 _SHORT: Final = 0.05
 """Share of the line that such a pause gets."""
-_SHORT_TOGETHER: Final = 0.3
+_SHORT_TOGETHER: Final = 0.2
+_OUTSIDE: Final = 0.12
+"""Share of the line that is left for what happens outside of stops, besides the pauses."""
 _REACH: Final = 1.25
 """How much further than the stop itself a limit may be to be on the line."""
 _TICKS: Final = 8
@@ -30,12 +32,16 @@ _LEAST: Final[Duration] = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the line, from share `left` to share `right`; a pause where `pause` is true."""
+    """A part of the line, from share `left` to share `right`.
+
+    It is to scale with the other parts where `inside` is true, and a pause where `pause` is.
+    """
 
     began: Instant
     ended: Instant
     left: float
     right: float
+    inside: bool
     pause: bool
 
 
@@ -60,7 +66,7 @@ class Axis:
 
     def ticks(self) -> list[Instant]:
         """Round instants, a handful."""
-        scaled = [piece for piece in self.pieces if not piece.pause]
+        scaled = [piece for piece in self.pieces if piece.inside]
         length = sum(piece.ended - piece.began for piece in scaled)
         width = sum(piece.right - piece.left for piece in scaled)
         step = _round_step(length / (_TICKS * max(width, 0.2)))
@@ -76,47 +82,65 @@ def axis_of(stories: Sequence[Story]) -> Axis:
     """A line with room for all that happened in these processes."""
     instants = {mark.at for story in stories for mark in story.marks}
     instants |= {story.began for story in stories} | {story.ended for story in stories}
-    stops = [(story.stop, story.ended) for story in stories if story.stop is not None]
     began, ended = min(instants), max(instants)
-    active = _length(stops) or ended - began
+    stops = [(story.stop, story.ended) for story in stories if story.stop is not None]
+    active = sum(last - first for first, last in _joined(stops, 0.0))
     for story in stories:
         if story.stop is not None:
             reach = story.stop + active * _REACH
             limits = (story.deadline, story.grace)
-            instants |= {limit for limit in limits if limit is not None and limit <= reach}
+            near = {limit for limit in limits if limit is not None and ended < limit <= reach}
+            instants |= near
+            stops += [(story.stop, limit) for limit in near]
     if max(instants) - min(instants) < _LEAST:
         instants.add(min(instants) + _LEAST)
-    return Axis(tuple(_pieces(sorted(instants), stops, active)))
+    # Stops close to one another, as when workers are replaced in turn, are one picture.
+    windows = _joined(stops, active) or [(began, max(instants))]
+    return Axis(tuple(_pieces(sorted(instants), windows)))
 
 
 def _pieces(
-    instants: Sequence[Instant], stops: Sequence[tuple[Instant, Instant]], active: Duration
+    instants: Sequence[Instant], windows: Sequence[tuple[Instant, Instant]]
 ) -> Iterable[Piece]:
-    parts: list[tuple[Instant, Instant, bool]] = []
+    active = sum(last - first for first, last in windows)
+    parts: list[tuple[Instant, Instant, bool, bool]] = []
     for began, ended in pairwise(instants):
-        inside = any(first <= began and ended <= last for first, last in stops)
-        pause = bool(stops) and not inside and ended - began > max(active * _PAUSE, _LEAST)
-        if parts and not pause and not parts[-1][2]:
-            parts[-1] = (parts[-1][0], ended, False)
+        inside = any(first <= began and ended <= last for first, last in windows)
+        pause = not inside and ended - began > max(active * _PAUSE, _LEAST)
+        if parts and parts[-1][2:] == (inside, pause) and not pause:
+            parts[-1] = (parts[-1][0], ended, inside, pause)
         else:
-            parts.append((began, ended, pause))
-    pauses = sum(pause for _, _, pause in parts)
-    scaled = sum(ended - began for began, ended, pause in parts if not pause)
-    short = min(_SHORT, _SHORT_TOGETHER / max(pauses, 1)) if scaled > 0 else 1 / max(pauses, 1)
-    wide = 1 - short * pauses
+            parts.append((began, ended, inside, pause))
+    within = sum(ended - began for began, ended, inside, _ in parts if inside)
+    beside = sum(ended - began for began, ended, inside, pause in parts if not inside and not pause)
+    pauses = sum(pause for _, _, _, pause in parts)
+    short = min(_SHORT, _SHORT_TOGETHER / max(pauses, 1))
+    left_over = 1 - short * pauses
+    outside = min(_OUTSIDE, left_over * beside / (within + beside)) if within + beside > 0 else 0.0
     left = 0.0
-    for began, ended, pause in parts:
-        right = left + (short if pause else wide * (ended - began) / scaled)
-        yield Piece(began, ended, left, min(right, 1.0), pause)
+    for began, ended, inside, pause in parts:
+        if pause:
+            width = short
+        elif inside:
+            width = (left_over - outside) * (ended - began) / within
+        else:
+            width = outside * (ended - began) / beside
+        right = min(left + width, 1.0)
+        yield Piece(began, ended, left, right, inside, pause)
         left = right
 
 
-def _length(spans: Iterable[tuple[Instant, Instant]]) -> Duration:
-    length, reached = 0.0, -math.inf
+def _joined(
+    spans: Iterable[tuple[Instant, Instant]], gap: Duration
+) -> list[tuple[Instant, Instant]]:
+    """The spans, those that are closer than `gap` as one."""
+    found: list[tuple[Instant, Instant]] = []
     for began, ended in sorted(spans):
-        length += max(ended - max(began, reached), 0.0)
-        reached = max(reached, ended)
-    return length
+        if found and began - found[-1][1] <= gap:
+            found[-1] = (found[-1][0], max(found[-1][1], ended))
+        else:
+            found.append((began, ended))
+    return found
 
 
 def _round_step(least: Duration) -> Duration:

@@ -27,7 +27,7 @@ def tag(name: str, *inside: str, **attributes: str) -> Markup:
         attributes: of it; `class_` stands for `class`, `aria_label` for `aria-label`.
     """
     words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{joined([value])}"'
         for key, value in attributes.items()
         if value
     )

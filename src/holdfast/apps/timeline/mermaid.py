@@ -55,7 +55,8 @@ def _people(stories: Sequence[Story]) -> dict[str, str]:
 
 
 def _from(mark: Mark) -> str:
-    return sender(mark).removeprefix("by ") or "whoever sent it"
+    by = sender(mark)
+    return by.removeprefix("by ") if by.startswith("by ") else f"somebody {by}".strip()
 
 
 class _Drawing:

@@ -6,8 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 from holdfast.apps.timeline.axis import Axis, axis_of
-from holdfast.apps.timeline.words import clean, date, fate, fields, headline, name, what, when
-from holdfast.domain.instant import format_duration
+from holdfast.apps.timeline.words import (
+    clean,
+    date,
+    fate,
+    fields,
+    headline,
+    length,
+    name,
+    what,
+    when,
+)
 from holdfast.domain.lifecycle.timeline import Fate, Lane, Mark, Story, Timeline, Tone
 
 __all__ = ["STYLES", "Line", "as_text", "lines"]
@@ -68,14 +77,14 @@ def _bars(story: Story, axis: Axis) -> Iterator[Line]:
     yield [(" " * (_NAMES + 4) + _scale(axis), "dim")]
     for index, phase in enumerate(story.phases):
         bar = _bar(axis, [(phase.began, phase.ended, "█" if index % 2 else "▓")])
-        note = f"  {format_duration(phase.took)}{' at least' if phase.open else ''}"
+        note = f"  {length(phase.took)}{' at least' if phase.open else ''}"
         yield [(_label(phase.name), "cyan"), (bar, "cyan"), (note, "dim")]
     for part in story.drain:
         bar = _bar(axis, [(part.began, part.ended, "▓")])
         yield [
             (_label(part.name), "blue"),
             (bar, "blue"),
-            (f"  {format_duration(part.took)}", "dim"),
+            (f"  {length(part.took)}", "dim"),
         ]
     for lane in story.lanes:
         style = _style(lane)
@@ -90,15 +99,17 @@ def _bars(story: Story, axis: Axis) -> Iterator[Line]:
 def _scale(axis: Axis) -> str:
     cells = [" "] * (_BAR + 12)
     free = 0
+    for piece in axis.pieces:
+        if piece.pause:
+            column = round(piece.left * _BAR)
+            cells[column] = "╎"
+            free = max(free, column + 1)
     for at in axis.ticks():
         column = round(axis.place(at) * _BAR)
         text = f"│{when(at)}"
         if column >= free:
             cells[column : column + len(text)] = text
             free = column + len(text) + 1
-    for piece in axis.pieces:
-        if piece.pause:
-            cells[round(piece.left * _BAR)] = "╎"
     return "".join(cells).rstrip()
 
 

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from holdfast.domain.instant import Instant, format_duration
+from holdfast.domain.instant import Duration, Instant, format_duration
 from holdfast.domain.lifecycle.timeline import Fate, Lane, Mark, Story, sender
 
-__all__ = ["FATES", "clean", "date", "fate", "fields", "headline", "name", "what", "when"]
+__all__ = ["FATES", "clean", "date", "fate", "fields", "headline", "length", "name", "what", "when"]
 
 _LONGEST: Final = 400
+_MINUTES: Final[Duration] = 120.0
+_MILLI: Final[Duration] = 1e-3
+_NOW: Final[Duration] = 5e-7
+_PARTS: Final = ((86_400.0, "d", 3600.0, "h"), (3600.0, "h", 60.0, "min"), (60.0, "min", 1.0, "s"))
 _LATEST: Final = 253_402_300_000.0
 
 FATES: Final = {
@@ -72,11 +76,22 @@ def clean(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
+def length(seconds: Duration) -> str:
+    """A duration as people say it: `0.4 ms`, `1.36 s`, `2 h 18 min`."""
+    if seconds < _MINUTES:
+        return f"{seconds * 1e3:.2g} ms" if seconds < _MILLI else format_duration(seconds)
+    for size, unit, part, below in _PARTS:
+        whole, rest = divmod(seconds, size)
+        if whole:
+            return f"{whole:.0f} {unit} {rest // part:.0f} {below}"
+    return format_duration(seconds)
+
+
 def when(at: Instant) -> str:
     """An instant, counted from the beginning of the stop: `+1.4 s`."""
-    if abs(at) < 5e-7:
+    if abs(at) < _NOW:
         return "0 s"
-    return f"+{format_duration(at)}" if at > 0 else f"-{format_duration(-at)}"
+    return f"+{length(at)}" if at > 0 else f"-{length(-at)}"
 
 
 def date(wall: float) -> str:

@@ -65,7 +65,8 @@ def _timeline(lives: Sequence[Life]) -> Timeline:
     zero = min(stops) if stops else began
     told = _told(lives)
     known = {life.pid: told[life.pid] for life in lives if life.pid in told}
-    stories = [_Reader(life, zero, known.get(life.pid)).story() for life in lives]
+    ended = max(life.ended for life in lives)
+    stories = [_Reader(life, zero, ended, known.get(life.pid)).story() for life in lives]
     stories = [replace(story, **judge(story)) for story in stories]
     stories.sort(key=lambda story: (story.role != "supervisor", story.began, story.pid))
     verdict, tone = judge_all(stories)
@@ -74,7 +75,7 @@ def _timeline(lives: Sequence[Life]) -> Timeline:
         tone=tone,
         zero=_wall(lives, zero),
         began=_round(began - zero),
-        ended=_round(max(life.ended for life in lives) - zero),
+        ended=_round(ended - zero),
         stories=tuple(stories),
     )
 
@@ -134,9 +135,10 @@ def _stops(record: Record) -> bool:
 class _Reader:
     """One process."""
 
-    def __init__(self, life: Life, zero: Instant, told: _Told | None) -> None:
+    def __init__(self, life: Life, zero: Instant, ended: Instant, told: _Told | None) -> None:
         self._life = life
         self._zero = zero
+        self._ended = ended
         self._told = told
         self._marks = [self._mark(placed) for placed in life.records]
 
@@ -144,7 +146,7 @@ class _Reader:
         life, first = self._life, self._first
         started, ended = first("process.started"), first("process.ended")
         stop = _stop(life)
-        last = _round(life.ended - self._zero)
+        last = _round(self._last(complete=ended is not None, stop=stop) - self._zero)
         steps = self._of("drain.step")
         cuts = self._of("drain.cut")
         snapshot = first("process.snapshot")
@@ -163,7 +165,7 @@ class _Reader:
             complete=complete,
             exit_code=self._exit_code(ended),
             uptime=_number(data, "uptime", "uptime_s")
-            or (_round(life.ended - life.began) if started is not None else None),
+            or (_round(self._zero + last - life.began) if started is not None else None),
             deadline=deadline,
             grace=grace,
             phases=_phases(self._of("phase.entered"), last, complete),
@@ -180,6 +182,15 @@ class _Reader:
             cut=cut,
             snapshot=data,
         )
+
+    def _last(self, *, complete: bool, stop: Instant | None) -> Instant:
+        """Until when it was there, as far as can be known."""
+        if complete:
+            return self._life.ended
+        if self._told is not None and self._told.exit_code is not None:
+            return max(self._told.at, self._life.began)
+        # One that was not told to stop is there as long as anybody says anything.
+        return self._ended if stop is None else self._life.ended
 
     def _mark(self, placed: Placed) -> Mark:
         record = placed.record

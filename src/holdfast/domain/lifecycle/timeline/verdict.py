@@ -18,6 +18,8 @@ _FORCED: Final = 5
 _COMPONENT_DIED: Final = 6
 _SIGNALLED: Final = 128
 _HIGHEST: Final = 64
+_MOST: Final = 4
+_WORSE: Final = (Tone.PLAIN, Tone.GOOD, Tone.WARN, Tone.BAD)
 _NAMES: Final = {
     1: "SIGHUP",
     2: "SIGINT",
@@ -44,28 +46,41 @@ def judge_all(stories: Sequence[Story]) -> tuple[str, Tone]:
     """The sentence about all processes of a run together, and how it is to be taken."""
     if len(stories) == 1:
         return stories[0].verdict, stories[0].tone
-    order = (Tone.PLAIN, Tone.GOOD, Tone.WARN, Tone.BAD)
-    tone = max((story.tone for story in stories), key=order.index)
+    tone = max((story.tone for story in stories), key=_WORSE.index)
     first = stories[0]
-    rest = stories[1:] if first.role == "supervisor" else stories
-    noun = "workers" if first.role == "supervisor" else "processes"
-    counts = [
-        f"{count} {word}"
-        for word, among in (
-            ("ended clean", (Tone.GOOD,)),
-            ("not quite clean", (Tone.WARN,)),
-            ("did not end well", (Tone.BAD,)),
-            ("not told to stop", (Tone.PLAIN,)),
-        )
-        if (count := sum(story.tone in among for story in rest))
-    ]
-    several = len(rest) != 1
-    text = f"{len(rest)} {noun if several else noun.removesuffix('es').removesuffix('s')}"
-    text += f": {', '.join(counts)}"
-    bad = [str(story.pid) for story in rest if story.tone is Tone.BAD][:5]
-    if bad:
-        text += f" (process {', '.join(bad)})"
-    return (f"{first.verdict}. {text}" if first.role == "supervisor" else text), tone
+    boss = first if first.role == "supervisor" else None
+    rest = stories[1:] if boss else stories
+    noun = ("worker", "workers") if boss else ("process", "processes")
+    parts = _ends_of(rest, noun)
+    if boss is not None and boss.stop is not None:
+        _, colon, told = boss.verdict.partition(": ")
+        head = _head(boss)[0]
+        return f"{head}: {'; '.join([*([told] if colon else []), *parts])}", tone
+    stopped = [story for story in rest if story.stop is not None]
+    if boss is not None and boss.signals:
+        mark = boss.signals[-1]
+        parts.insert(0, f"{mark.subject} {sender(mark)}".strip())
+    head = f"{len(stopped)} of {len(rest)} {noun[len(rest) != 1]} stopped"
+    return f"{head}: {'; '.join(parts)}" if parts else head, tone
+
+
+def _ends_of(stories: Sequence[Story], noun: tuple[str, str]) -> list[str]:
+    parts: list[str] = []
+    stopped = [story for story in stories if story.stop is not None]
+    fine = sum(story.tone is Tone.GOOD for story in stopped)
+    if fine:
+        parts.append(f"{fine} {noun[fine != 1]} ended clean")
+    finished = sum(story.finished or 0 for story in stopped)
+    cut = sum(story.cut for story in stopped)
+    if finished or cut:
+        parts.append(f"{finished} requests finished, {cut or 'none'} cut")
+    others = [story for story in stories if story.tone in (Tone.WARN, Tone.BAD)]
+    for story in others[:_MOST]:
+        head = _head(story)[0]
+        parts.append(f"{noun[0]} {story.pid}: {head[:1].lower()}{head[1:]}")
+    if len(others) > _MOST:
+        parts.append(f"{len(others) - _MOST} more did not end clean")
+    return parts
 
 
 def sender(mark: Mark) -> str:
@@ -113,7 +128,7 @@ def _without_code(story: Story, took: str) -> tuple[str, Tone]:
     if story.took is None:
         return "Not told to stop, as far as the records go", Tone.PLAIN
     after = format_duration(story.took)
-    return f"Killed, or still at it: no records from {after} into the stop{_while(story)}", Tone.BAD
+    return f"Killed, or still at it, {after} into the stop{_while(story)}", Tone.BAD
 
 
 def _while(story: Story) -> str:
