@@ -67,7 +67,7 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]
 
 def stop_once(
     server: Server,
-    cell: str,
+    cell: str | Situation,
     *,
     count: int = CLIENTS,
     seed: int = 1,
@@ -80,7 +80,7 @@ def stop_once(
         away: seconds after the signal at which new connections go elsewhere, as behind a load
             balancer. None: they never do, which is harder.
     """
-    what = CELLS[cell]
+    what = CELLS[cell] if isinstance(cell, str) else cell
     ask = Ask(free_port(), stop=stop or {})
     load = Load(
         ask.port,
@@ -104,7 +104,7 @@ def stop_once(
         ended = process.ended or told + EXIT
         found |= {
             "server": server.name,
-            "cell": cell,
+            "cell": cell if isinstance(cell, str) else what.path,
             "clients": count,
             "exit": ended - told,
             "rc": code,

@@ -44,7 +44,8 @@ class Load:
 
     Attributes:
         path: what they ask for.
-        view: seconds between a client's look at its connection and the arrival of its bytes.
+        view: seconds between a client's look at its connection and the arrival of its bytes,
+            give or take a fifth.
         think: mean seconds between an answer and the next request, exponentially distributed.
         churn: how many of the clients open a connection for each request.
         eager: to have read the answer is to have looked; otherwise they look once more right
@@ -174,7 +175,9 @@ class Clients:
     def aim(self, client: Client) -> None:
         """Send what arrives when the view is over."""
         if self.load.view:
-            self.later(monotonic() + self.load.view, client, State.BLIND)
+            # Never quite the same, lest the clients fall in step: then it is all of them or none.
+            view = self.load.view * self.dice.uniform(0.8, 1.2)
+            self.later(monotonic() + view, client, State.BLIND)
         else:
             self.ask(client)
 

@@ -107,13 +107,15 @@ def _granian(ask: Ask) -> list[str]:
 def _gunicorn(worker: str) -> Callable[[Ask], list[str]]:
     def command(ask: Ask) -> list[str]:
         words = [*_python(ask, "gunicorn"), "-k", worker, "-w", str(ask.workers)]
-        words += ["-b", f"127.0.0.1:{ask.port}", "--log-level", "critical"]
+        words += ["-b", f"127.0.0.1:{ask.port}", "--log-level", "critical", "--no-control-socket"]
         if ask.reuse:
             words.append("--reuse-port")
         if ask.timeout is not None:
             words += ["--graceful-timeout", f"{ask.timeout:.0f}"]
         if ask.tls:
             words += ["--certfile", ask.tls[0], "--keyfile", ask.tls[1]]
+        if ask.http2:
+            words += ["--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge"]
         return [*words, APP]
 
     return command
@@ -174,7 +176,7 @@ SERVERS: Final[dict[str, Server]] = {
         Server("granian", _granian, ("granian", "uvloop"), _ALL | {"http2"}),
         Server("gunicorn-uvicorn", _gunicorn("uvicorn_worker.UvicornWorker"),
                ("gunicorn", "uvicorn-worker"), _ALL),
-        Server("gunicorn-asgi", _gunicorn("asgi"), ("gunicorn",), _ALL),
+        Server("gunicorn-asgi", _gunicorn("asgi"), ("gunicorn",), _ALL | {"http2"}),
         Server("aiohttp", _aiohttp, ("aiohttp",), frozenset({"reuse", "ws", "timeout"})),
         Server("go", _go, ("go",), frozenset({"reuse", "timeout"})),
     )

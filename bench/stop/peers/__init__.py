@@ -1,6 +1,7 @@
 """The same small service for every contender: ASGI, aiohttp.web, Go.
 
     /hello        a short answer at once
+    /pid          which process answers
     /wait/MS      a short answer after MS milliseconds
     /head/MS      head and first byte at once, the rest after MS milliseconds
     /hang         head and first byte, and then nothing for ever

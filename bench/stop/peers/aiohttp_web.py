@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import uvloop
@@ -17,6 +18,10 @@ TEXT = b"hello, world"
 
 async def hello(request: web.Request) -> web.StreamResponse:
     return web.Response(body=TEXT)
+
+
+async def pid(request: web.Request) -> web.StreamResponse:
+    return web.Response(text=str(os.getpid()))
 
 
 async def wait(request: web.Request) -> web.StreamResponse:
@@ -74,6 +79,7 @@ def build() -> web.Application:
     app.add_routes(
         [
             web.get("/hello", hello),
+            web.get("/pid", pid),
             web.get("/wait/{ms}", wait),
             web.get("/head/{ms}", head),
             web.get("/hang", hang),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -46,6 +47,8 @@ async def _http(path: str, receive: Receive, send: Send) -> None:
         await _in_two(send, seconds if what == "head" else None)
     elif what == "never":
         await _for_ever()
+    elif what == "pid":
+        await _answer(send, str(os.getpid()).encode())
     else:
         if seconds:
             await asyncio.sleep(seconds)

@@ -57,6 +57,9 @@ func never(r *http.Request) {
 func routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/hello", func(w http.ResponseWriter, r *http.Request) { answer(w, text) })
+	mux.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, strconv.Itoa(os.Getpid()))
+	})
 	mux.HandleFunc("/wait/", func(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(millis(r.URL.Path))
 		answer(w, text)
