@@ -85,9 +85,9 @@ def test_a_start_finds_a_stop_that_never_ended() -> None:
 
 def test_a_start_leaves_a_stop_alone_that_is_still_under_way() -> None:
     begun = (0.0, Begun("a", "m", TERMS))
-    assert after(begun, (40.0, Found(frozenset({"other"})))) == after(begun)
-    # Its grace and some more are over: nobody stops for so long.
-    assert after(begun, (40.1, Found(frozenset()))).failures == 1
+    assert after(begun, (29.9, Found(frozenset({"other"})))) == after(begun)
+    # Its grace is over: whoever has not ended by then was killed.
+    assert after(begun, (30.0, Found(frozenset()))).failures == 1
 
 
 def test_an_end_that_comes_after_all_is_believed() -> None:

@@ -1,7 +1,7 @@
 """How the last stops went, so that the next one learns from it. A machine.
 
 Rule 1. A stop is written down when it begins, before anything else is done. So one that never ended
-        leaves a trace: a start that finds a begun stop whose process is gone, or whose time is long
+        leaves a trace: a start that finds a begun stop whose process is gone, or whose time is
         over, counts it as failed.
 Rule 2. A stop fails when its drain timed out, when it was forced, or when it never ended.
 Rule 3. Several processes can take part in one stop, the workers of a service for example: it counts
@@ -50,8 +50,6 @@ _OPEN: Final = 16
 """Stops under way that are kept at most; more are no service, but a mistake."""
 _MEMBERS: Final = 1024
 _LARGEST: Final = 1e12
-_MARGIN: Final = 10.0
-"""Seconds after its grace in which an end may still be written down."""
 
 
 class Outcome(StrEnum):
@@ -245,7 +243,8 @@ def _close(stop: Stop, ended: Mapping[str, Outcome], now: Instant) -> Stop:
 
 
 def _look(stop: Stop, gone: frozenset[str], now: Instant) -> Stop:
-    late = now > stop.begun + stop.terms.grace + _MARGIN
+    # Whoever has not ended by then is killed by the platform.
+    late = now >= stop.begun + stop.terms.grace
     left = [m.name for m in stop.members if m.outcome is None and (late or m.name in gone)]
     return _close(stop, dict.fromkeys(left, Outcome.UNFINISHED), now)
 
