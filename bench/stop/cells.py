@@ -7,9 +7,11 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bench._harness import Cell, Check, Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import clients, free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
@@ -57,12 +59,14 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]
     stops = variant.get("stops") or (2 if quick else 20)
     cells = variant.get("cells") or FIVE
     servers = chosen(variant.get("servers"))
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     turns = [(cell, server) for _ in range(stops) for cell in cells for server in servers]
     for index, (cell, server) in enumerate(turns):
         tell(index / len(turns), f"{server.name}, {cell}")
-        found.append(stop_once(server, cell, seed=index))
-    yield sheet(servers, cells, found)
+        attempts(server, partial(stop_once, server, cell, seed=index))
+    result = sheet(servers, cells, attempts.found)
+    result.notes += attempts.notes()
+    yield result
 
 
 def stop_once(

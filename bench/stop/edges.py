@@ -13,10 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bench._harness import Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.process import Running, free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
 
@@ -145,22 +147,24 @@ TLS: Final = frozenset({"half a ClientHello, rest later", list(EDGES)[-1]})
 
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"))
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     with certificate() as tls:
         turns = [(name, server) for name in EDGES for server in servers]
         for index, (name, server) in enumerate(turns):
             tell(index / len(turns), f"{server.name}, {name}")
             if name not in TLS or (tls and "tls" in server.can):
-                found.append(edge(server, name, tls))
-    sheet = Sheet("Half-done things at SIGTERM: what comes of them, and the seconds to the exit",
-                  ["at SIGTERM", *(server.name for server in servers)], data=found)  # fmt: skip
+                attempts(server, partial(edge, server, name, tls))
+    title = "Half-done things at SIGTERM: what comes of them, and the seconds to the exit"
+    columns = ["at SIGTERM", *(server.name for server in servers)]
+    sheet = Sheet(title, columns, data=attempts.found)
     for name in EDGES:
-        cells = {one["server"]: one["shown"] for one in found if one["edge"] == name}
+        cells = {one["server"]: one["shown"] for one in attempts.found if one["edge"] == name}
         sheet.rows.append([name, *(cells.get(server.name, "-") for server in servers)])
     sheet.notes = [
         f"{versions(servers)}.",
         f"A request of 1 s is under way. Requests get {TIMEOUT:.0f} s where a server can be told;"
         f" after {KILLED:.0f} s ({KILLED_TLS:.0f} s with TLS) it is killed.",
+        *attempts.notes(),
     ]
     yield sheet
 

@@ -13,10 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Thread
 from typing import Any, Final
 
 from bench._harness import Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.process import free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
 
@@ -153,17 +155,20 @@ class Connection:
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"), "http2")
     runs = 2 if quick else 10
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     for turn in range(runs):
         for index, server in enumerate(servers):
             tell((turn + index / len(servers)) / runs, server.name)
-            found.append(http2_at_stop(server))
+            attempts(server, partial(http2_at_stop, server))
     columns = ["server", "opened before", "opened after", "GOAWAY (code, last) at s", "idle ones",
                "exit s", "rc"]  # fmt: skip
     title = f"HTTP/2 at SIGTERM: {BUSY} busy and {IDLE} idle connections, {runs} runs"
-    sheet = Sheet(title, columns, data=found, notes=[f"{versions(servers)}."])
+    sheet = Sheet(title, columns, data=attempts.found)
     for server in servers:
-        sheet.rows.append(_row([one for one in found if one["server"] == server.name]))
+        mine = [one for one in attempts.found if one["server"] == server.name]
+        if mine:
+            sheet.rows.append(_row(mine))
+    sheet.notes = [f"{versions(servers)}.", *attempts.notes()]
     yield sheet
 
 

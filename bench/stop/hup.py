@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from bench._harness import Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import Running, clients, free_port, running
 from bench.stop.roll import LOAD, lasting, result
@@ -26,14 +28,16 @@ CALM: Final = 0.3
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"), "workers")
     times = 3 if quick else TIMES
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     for index, server in enumerate(servers):
 
         def part(done: float, what: str, index: int = index) -> None:
             tell((index + done) / len(servers), what)
 
-        found.append(hup(server, times, part))
-    yield result(f"{times} HUPs to a master with 2 workers", servers, found)
+        attempts(server, partial(hup, server, times, part))
+    sheet = result(f"{times} HUPs to a master with 2 workers", servers, attempts.found)
+    sheet.notes += attempts.notes()
+    yield sheet
 
 
 def hup(server: Server, times: int, tell: Tell) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,8 +27,6 @@ __all__ = ["Clients", "Running", "clients", "free_port", "running"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 START: Final = 30.0
 """Seconds that a server gets to answer for the first time."""
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def free_port() -> int:
@@ -55,6 +53,7 @@ class Running:
         self.port = port
         self.folder = folder
         self.ended = 0.0
+        self.over = False
         self.pidfd = os.pidfd_open(popen.pid)
 
     def signal(self, number: int = signal.SIGTERM) -> float:
@@ -103,7 +102,10 @@ class Running:
         return found
 
     def end(self) -> None:
-        """Kill what is left of its session."""
+        """Kill what is left of its session; the second time nothing."""
+        if self.over:
+            return
+        self.over = True
         if self.popen.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -114,8 +116,10 @@ class Running:
         os.close(self.pidfd)
 
 
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _guarded() -> list[str]:
+    """What makes a command die with this process even if it is killed; it becomes the command."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 @contextmanager
@@ -138,14 +142,13 @@ def running(server: Server, ask: Ask, *, wait: bool = True) -> Generator[Running
         }
         with (folder / "log").open("wb") as log:
             popen = subprocess.Popen(
-                server.command(ask),
+                [*_guarded(), *server.command(ask)],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         process = Running(popen, ask.port, folder)
         try:
@@ -231,7 +234,6 @@ def clients(load: Load) -> Generator[Clients]:
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=_die_with_parent,
     ) as popen:
         try:
             yield Clients(popen)

@@ -6,9 +6,11 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 from bench._harness import Cell, Check, Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import Running, clients, free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
@@ -29,15 +31,17 @@ LOAD: Final[dict[str, Any]] = {
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"), "reuse")
     times = 3 if quick else TIMES
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     for index, server in enumerate(servers):
 
         def part(done: float, what: str, index: int = index) -> None:
             tell((index + done) / len(servers), what)
 
-        found.append(roll(server, times, part))
+        attempts(server, partial(roll, server, times, part))
     title = f"{times} restarts on one port (SO_REUSEPORT), the new process up before the old stops"
-    yield result(title, servers, found)
+    sheet = result(title, servers, attempts.found)
+    sheet.notes += attempts.notes()
+    yield sheet
 
 
 def roll(server: Server, times: int, tell: Tell) -> dict[str, Any]:

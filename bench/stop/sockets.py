@@ -7,9 +7,11 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 from bench._harness import Sheet, Tell
+from bench.stop.attempt import Attempts
 from bench.stop.edges import answer
 from bench.stop.process import Running, free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
@@ -24,16 +26,18 @@ KILLED: Final = 15.0
 
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"))
-    found: list[dict[str, Any]] = []
+    attempts = Attempts()
     for index, server in enumerate(servers):
         tell(index / len(servers), f"{server.name}, WebSockets")
         if "ws" in server.can:
-            found.append(websockets_at_stop(server))
+            attempts(server, partial(websockets_at_stop, server))
         for timeout in (TIMEOUT,) if quick else (TIMEOUT, None):
             tell((index + 0.5) / len(servers), f"{server.name}, a request that never ends")
-            found.append(endless(server, timeout))
-    yield _sockets(servers, [one for one in found if one["what"] == "ws"])
-    yield _hangs(servers, [one for one in found if one["what"] == "hang"])
+            attempts(server, partial(endless, server, timeout))
+    for what, shown in (("ws", _sockets), ("hang", _hangs)):
+        sheet = shown(servers, [one for one in attempts.found if one["what"] == what])
+        sheet.notes += attempts.notes()
+        yield sheet
 
 
 def websockets_at_stop(server: Server, count: int = COUNT) -> dict[str, Any]:
