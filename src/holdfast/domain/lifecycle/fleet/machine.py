@@ -191,7 +191,7 @@ class _Turn:
         if worker.stage in (Stage.RETIRING, Stage.KILLED):
             if self.state.mode is Mode.STOPPING:
                 self._worst(_end_of(worker, code))
-            self._report("worker.died", worker, f"{how}, {worker.stage}")
+            self._report("component.stopped", worker, lasted)
         elif worker.stage is Stage.READY:
             ran = self.now - worker.since
             self._report("worker.died", worker, f"{lasted}; {self._penalty(worker, ran)}")

@@ -1,0 +1,351 @@
+"""The supervisor of `holdfast serve --workers N`: performs what `domain.lifecycle.fleet` decides.
+
+It owns the listening socket and serves nothing itself. Each worker is a fresh interpreter that
+inherits the socket; what they tell each other is in `workerlink`.
+
+    TERM, INT   stop; again: force; once more: kill
+    HUP         read the policy again, and replace the workers; or stop with the terminal
+    QUIT        stacks of the workers and of this process, and the end; or stop, by the policy
+    USR1        stacks of the workers and of this process
+    TTIN, TTOU  one worker more, one fewer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from holdfast.apps.serve.handover import Handover
+from holdfast.apps.serve.offspring import DeathWatch, start_python
+from holdfast.apps.serve.plan import Plan
+from holdfast.apps.serve.policyfile import PolicyFile
+from holdfast.apps.serve.problem import ServeError
+from holdfast.apps.serve.workerlink import StopOrder, SupervisorEnd
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.lifecycle.fleet import (
+    Decision,
+    Died,
+    Dump,
+    DumpAsked,
+    Event,
+    Exit,
+    Fleet,
+    FleetTerms,
+    ForceAsked,
+    Kill,
+    Mode,
+    NotStarted,
+    Ready,
+    Report,
+    Resize,
+    Retire,
+    RollAsked,
+    Spawn,
+    Started,
+    StopAsked,
+    Tick,
+    opening,
+    wake,
+)
+from holdfast.domain.record import Record, record_from_dict
+from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.lifecycle.journal import Journal, LogReader
+from holdfast.runtime.timers import Alarm
+
+__all__ = ["Supervisor"]
+
+_MARGIN: Final[Duration] = 1.0
+"""Seconds between the end of a worker's own time and its end by force. Out of the grace (law 1)."""
+_WORKER: Final = "holdfast.apps.serve.worker"
+_log: Final = logging.getLogger("holdfast.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What the workers of one generation are started with."""
+
+    plan: Plan
+    file: PolicyFile
+
+    @property
+    def patience(self) -> Duration:
+        return self.file.lifecycle.stop.grace
+
+
+@dataclass(slots=True)
+class _Child:
+    link: SupervisorEnd
+    phase: str = ""
+
+
+class Supervisor:
+    """See the module.
+
+    Args:
+        plan: what to host, and how.
+        file: the policy to begin with.
+        sockets: bound; closed when the fleet stops.
+        url: where the service listens, for people.
+        ready: called once, when the first worker accepts connections.
+        journal: gets every record, those of the workers as well. Logs our own by default; workers
+            log for themselves.
+        terms: the times of the fleet; by default what the policy file says.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        file: PolicyFile,
+        sockets: Sequence[socket.socket],
+        url: str,
+        *,
+        ready: Callable[[], object] | None = None,
+        journal: Journal | None = None,
+        terms: FleetTerms | None = None,
+    ) -> None:
+        self._settings = {0: _Settings(plan, file)}
+        self._sockets = list(sockets)
+        self._url = url
+        self._ready = ready
+        self._journal = journal or Journal(_log_own)
+        terms = terms or FleetTerms(start=file.lifecycle.stop.start + _MARGIN)
+        self._state = opening(plan.workers, terms)
+        self._children: dict[int, _Child] = {}
+        self._events: deque[Event] = deque()
+        self._feeding = False
+        self._alarm: Alarm | None = None
+        self._terminal = _has_terminal()
+
+    def run(self) -> int:
+        """Supervise until told to stop; the exit code."""
+        _log_to_stderr()
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(self._supervise())
+
+    async def _supervise(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._driver: Driver = driver_of(loop)
+        self._over: asyncio.Future[int] = loop.create_future()
+        handlers = self._handlers()
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            self._feed(Tick())
+            return await self._over
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+            for child in self._children.values():
+                child.link.close()
+
+    # -- the machine -----------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        """Let the machine know; what performing its decisions brings about comes after that."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                self._state, decided = Fleet().step(
+                    self._state, self._events.popleft(), self._driver.now()
+                )
+                for decision in decided:
+                    self._perform(decision)
+        finally:
+            self._feeding = False
+        if self._alarm is not None:
+            self._driver.drop(self._alarm)
+        at = wake(self._state)
+        self._alarm = None if at == NEVER else self._driver.alarm(at, partial(self._feed, Tick()))
+
+    def _perform(self, decision: Decision) -> None:
+        match decision:
+            case Spawn():
+                self._spawn(decision)
+            case Retire():
+                self._retire(decision)
+            case Kill(pid):
+                self._signal(pid, signal.SIGKILL)
+            case Dump(pid):
+                self._signal(pid, signal.SIGQUIT)
+            case Report():
+                self._report(decision)
+            case Exit(code):
+                if not self._over.done():
+                    self._over.set_result(code)
+
+    def _spawn(self, spawn: Spawn) -> None:
+        settings = self._settings[spawn.generation]
+        handover = Handover(
+            plan=settings.plan,
+            url=self._url,
+            sockets=tuple(sock.fileno() for sock in self._sockets),
+            supervisor=os.getpid(),
+            slot=spawn.slot,
+            generation=spawn.generation,
+            path=tuple(sys.path),
+        ).to_json()
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                numbers = (theirs.fileno(), *(sock.fileno() for sock in self._sockets))
+                pid = start_python(_WORKER, str(theirs.fileno()), inherit=numbers)
+        except OSError as error:
+            self._events.append(NotStarted(spawn.ticket, f"no process: {error.strerror}"))
+            return
+        link = SupervisorEnd(ours, partial(self._heard, pid))
+        self._children[pid] = _Child(link)
+        link.say(handover)
+        DeathWatch(pid, self._gone)
+        self._events.append(Started(spawn.ticket, pid, settings.patience))
+
+    def _retire(self, retire: Retire) -> None:
+        if retire.final:
+            # First our own copies: then the workers alone hold the accept queue, and empty it.
+            for sock in self._sockets:
+                sock.close()
+        seconds = retire.seconds - min(_MARGIN, retire.seconds / 2)
+        cause = "the supervisor stops" if retire.final else "the worker is replaced"
+        order = StopOrder(seconds, retire.final, retire.force, cause)
+        self._children[retire.pid].link.stop(order)
+
+    def _report(self, report: Report) -> None:
+        child = self._children.get(report.pid)
+        detail = report.detail
+        if report.kind == "component.forced" and child is not None and child.phase:
+            detail = f"{detail} (it was {child.phase})"
+        self._journal.write(
+            report.kind,
+            f"worker {report.pid}" if report.pid else "",
+            detail,
+            data={"worker": report.pid, "slot": report.slot, "generation": report.generation},
+        )
+
+    # -- the workers -----------------------------------------------------------------------------
+
+    def _heard(self, pid: int, message: Mapping[str, object]) -> None:
+        match message:
+            case {"ready": True}:
+                if self._ready is not None:
+                    ready, self._ready = self._ready, None
+                    ready()
+                self._feed(Ready(pid))
+            case {"phase": str(phase)}:
+                self._children[pid].phase = phase
+            case {"record": record}:
+                try:
+                    self._journal.keep(record_from_dict(record))
+                except ValueError as error:
+                    _log.error("worker %d tells a record that is none: %s", pid, error)
+            case {"lost": lost}:
+                _log.warning("worker %d had more to tell than was heard: %s records", pid, lost)
+            case _:
+                _log.error("worker %d says what nobody understands: %r", pid, message)
+
+    def _gone(self, pid: int, code: int | None) -> None:
+        self._children[pid].link.close()  # what it said last comes before its end
+        self._feed(Died(pid, code))
+        del self._children[pid]
+
+    def _signal(self, pid: int, number: int) -> None:
+        # Nobody but us waits for our children, so the number is theirs until their end is seen.
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    # -- signals ---------------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[int, Callable[[], object]]:
+        return {
+            signal.SIGTERM: partial(self._stop, "SIGTERM"),
+            signal.SIGINT: partial(self._stop, "SIGINT"),
+            signal.SIGHUP: self._hang_up,
+            signal.SIGQUIT: self._quit,
+            signal.SIGUSR1: self._dump,
+            signal.SIGTTIN: partial(self._resize, +1),
+            signal.SIGTTOU: partial(self._resize, -1),
+        }
+
+    def _stop(self, why: str) -> None:
+        stopping = self._state.mode is Mode.STOPPING
+        self._feed(ForceAsked(f"{why} while it stops") if stopping else StopAsked(why))
+
+    def _hang_up(self) -> None:
+        """Read the policy again, and give it to new workers; or stop with the terminal."""
+        if self._terminal and not _has_terminal():
+            self._feed(StopAsked("the terminal is gone"))
+            return
+        if self._state.mode is Mode.STOPPING:
+            return
+        before = self._settings[self._state.latest].plan
+        try:
+            file = before.read()
+        except ServeError as error:
+            self._journal.write("config.refused", detail=_not_changed(error))
+            return
+        plan = replace(before, source=file.source, data=file.data)
+        self._settings[self._state.latest + 1] = _Settings(plan, file)
+        self._feed(RollAsked())
+
+    def _quit(self) -> None:
+        if self._settings[self._state.latest].file.lifecycle.stop.quit == "stop":
+            self._stop("SIGQUIT")
+            return
+        self._feed(DumpAsked())
+        faulthandler.dump_traceback(all_threads=True)
+
+    def _dump(self) -> None:
+        for pid, child in self._children.items():
+            if child.phase:  # before it has said anything it may not know the signal yet
+                self._signal(pid, signal.SIGUSR1)
+        faulthandler.dump_traceback(all_threads=True)
+        self._journal.write("dump.written", "SIGUSR1", "the stacks of the supervisor")
+
+    def _resize(self, by: int) -> None:
+        before = len(self._state.slots)
+        self._feed(Resize(by))
+        _log.info("%d workers are wanted now, %d before", len(self._state.slots), before)
+
+
+def _not_changed(error: ServeError) -> str:
+    return f"the policy was not changed, the old one holds: {error}"
+
+
+def _log_own(record: Record) -> None:
+    if record.pid == os.getpid():
+        LogReader(_log)(record)
+
+
+class _Lines(logging.Formatter):
+    """As those of uvicorn, among which they appear."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname + ':':<9} {super().format(record)}"
+
+
+def _log_to_stderr() -> None:
+    ours = logging.getLogger("holdfast")
+    if not ours.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Lines())
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.isatty(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
