@@ -55,12 +55,12 @@ def begin(tell: Tell, at: float, *, components: tuple[str, ...], **data: Any) ->
 
 
 def told(tell: Tell, at: float, **data: Any) -> None:
-    sent: dict[str, Any] = {"sender_pid": 1, "sender_uid": 0, "sender_name": "kubelet"} | data
+    sent: dict[str, Any] = {"sender": "process 1 (kubelet) of user 0"} | data
     tell(
         at, "signal.received", "SIGTERM", "sent by kill()", meaning="stop",
         state_before="running", state_after="terminating", **sent,
     )  # fmt: skip
-    tell(at + 0.0004, "stop.begun", "shop", "", "SIGTERM", deadline=at + 11.0, grace=30.0)
+    tell(at + 0.0004, "stop.begun", "shop", "", "SIGTERM", until=at + 11.0, end=at + 16.0)
     tell(at + 0.0005, "phase.entered", "terminating", "", "SIGTERM")
     tell(at + 0.0006, "ready.changed", "unready", "the stop has begun", "SIGTERM")
 
@@ -107,17 +107,27 @@ def clean() -> Book:
     tell(stop + 1.31, "component.forced", "queue", "did not answer; cancelled after 200 ms")
     tell(stop + 1.36, "component.stopped", "db", "in 50 ms")
     tell(stop + 1.38, "hook.done", "flush-metrics", "in 18 ms", took=0.018)
-    end(tell, stop + 1.4, 0, requests=1_204_331, cancelled=12, leaked=0, uptime=8313.65)
+    end(
+        tell,
+        stop + 1.4,
+        0,
+        requests={"served": 1_204_331},
+        cancelled={"deadline": 12},
+        leaked=0,
+        uptime_s=8313.65,
+    )
     return book
 
 
 def end(tell: Tell, at: float, code: int, **snapshot: Any) -> None:
     tell(at, "phase.entered", "stopped")
     tell(
-        at + 0.001, "process.snapshot", "", "", open_tasks=1, rss_mib=84.2,
-        gc=[412, 37, 3], **snapshot,
+        at + 0.001, "process.snapshot", "shop", "", tasks=1, threads=3, fds=14,
+        memory={"rss": 88_290_816, "peak": 91_000_832}, gc={"collections": [412, 37, 3]},
+        **snapshot,
     )  # fmt: skip
-    tell(at + 0.002, "process.ended", "", f"exit code {code}", exit_code=code)
+    name = {0: "clean", 5: "forced"}[code]
+    tell(at + 0.002, "process.ended", name, f"exit code {code}", "SIGTERM", code=code)
 
 
 def forced() -> Book:
@@ -126,7 +136,7 @@ def forced() -> Book:
     tell = book.process(812)
     begin(tell, 20.0, components=("db", "http"))
     stop = 31.5
-    told(tell, stop, sender_pid=790, sender_uid=1000, sender_name="bash")
+    told(tell, stop, sender="process 790 (bash) of user 1000")
     asked(tell, stop + 0.001, "http", "db")
     tell(stop + 0.002, "drain.step", "announce", "9 connections, 5 requests in flight",
          connections=9, in_flight=5)  # fmt: skip
@@ -139,17 +149,35 @@ def forced() -> Book:
     tell(stop + 1.1, "drain.step", "in_flight", in_flight=3)
     tell(
         stop + 4.2, "signal.received", "SIGINT", "from the terminal", meaning="stop",
-        sender_pid=790, sender_name="bash", state_before="draining", state_after="draining",
+        sender="the kernel", state_before="draining", state_after="draining",
     )  # fmt: skip
     tell(stop + 4.201, "drain.step", "deadline", "3 requests are cut", "a second signal",
          in_flight=3)  # fmt: skip
-    for name in ("GET /events <script>alert(1)</script>", "GET /events", "POST /report?year=2025"):
-        tell(stop + 4.202, "drain.cut", name, "had run for 6.1 s", "a second signal")
+    work = [
+        {
+            "scope": f"process/{name}", "age_s": 6.1, "origin": "", "request_id": f"r-{number}",
+            "task": f"Task-{number}", "waits": "/srv/shop/events.py:31 stream",
+        }
+        for number, name in enumerate(
+            ("GET /events <script>alert(1)</script>", "GET /events", "POST /report?year=2025")
+        )
+    ]  # fmt: skip
+    told_again = {"cut": 3, "work": work, "forced": True}
+    names = "; ".join(each["scope"] for each in work)
+    tell(stop + 4.202, "drain.cut", "3", names, "told again", **told_again)
     tell(stop + 4.3, "drain.step", "done", "nothing is open any more", left=0, finished=2)
     tell(stop + 4.302, "component.forced", "http", "a second signal")
     tell(stop + 4.36, "component.stopped", "db", "in 58 ms")
     tell(stop + 4.37, "hook.failed", "flush-metrics", "ConnectionError: no route to host")
-    end(tell, stop + 4.4, 5, requests=812, cancelled=3, leaked=0, uptime=15.9)
+    end(
+        tell,
+        stop + 4.4,
+        5,
+        requests={"served": 812},
+        cancelled={"shutdown": 3},
+        leaked=0,
+        uptime_s=15.9,
+    )
     return book
 
 
@@ -159,7 +187,7 @@ def killed() -> Book:
     tell = book.process(7)
     begin(tell, 900.0, components=("db", "consumer", "http"))
     stop = 1500.0
-    told(tell, stop, sender_pid=0, sender_uid=0, sender_name="")
+    told(tell, stop, sender="somebody outside the container (pid 0)")
     asked(tell, stop + 0.001, "http", "consumer", "db")
     tell(stop + 0.002, "drain.step", "announce", "30 connections, 12 requests in flight",
          connections=30, in_flight=12)  # fmt: skip
@@ -187,7 +215,7 @@ def roll() -> Book:
     hup = 3610.0
     boss(
         hup, "signal.received", "SIGHUP", "sent by kill()", meaning="reload",
-        sender_pid=90, sender_uid=1000, sender_name="deploy.sh",
+        sender="process 90 (deploy.sh) of user 1000",
     )  # fmt: skip
     boss(hup + 0.01, "config.reloaded", "holdfast.toml", "2 limits changed")
     for number in range(4):
@@ -197,7 +225,7 @@ def roll() -> Book:
         begin(book.process(new), began + 0.2, components=("http",), role="worker")
         boss(began + 0.7, "worker.ready", f"worker {number}", "", pid=new)
         tell = book.process(old)
-        told(tell, began + 0.72, sender_pid=100, sender_uid=1000, sender_name="holdfast")
+        told(tell, began + 0.72, sender="process 100 (holdfast) of user 1000")
         asked(tell, began + 0.721, "http")
         tell(began + 0.722, "drain.step", "announce", "20 connections, 14 requests in flight",
              connections=20, in_flight=14)  # fmt: skip
@@ -210,8 +238,8 @@ def roll() -> Book:
             continue
         tell(began + 1.75, "drain.step", "done", "nothing is open any more", left=0, finished=14)
         tell(began + 1.76, "component.stopped", "http", "in 1.04 s")
-        end(tell, began + 1.78, 0, requests=312_000 + number, cancelled=1, leaked=0)
-        boss(began + 1.82, "worker.retired", f"worker {number}", "", pid=old, exit_code=0)
+        end(tell, began + 1.78, 0, requests={"served": 312_000 + number}, leaked=0)
+        boss(began + 1.82, "worker.retired", f"worker {number}", "", pid=old, code=0)
     return book
 
 

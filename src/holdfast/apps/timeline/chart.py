@@ -27,7 +27,7 @@ _OTHERS: Final = ("config.", "worker.", "pool.", "dump.", "hook.")
 _MOST_DOTS: Final = 120
 _MOST_LANES: Final = 60
 _MOST_POINTS: Final = 5000
-_NEAR: Final = 0.3
+_NEAR: Final = 0.46
 """Share of the line on which two flags would lie over one another."""
 _LETTERS: Final = 110
 """How many letters fit on the line."""
@@ -111,7 +111,7 @@ def _rules(story: Story) -> list[tuple[Instant, Tone, bool, str]]:
     if story.deadline is not None:
         found.append((story.deadline, Tone.WARN, True, "drain deadline"))
     if story.grace is not None:
-        found.append((story.grace, Tone.BAD, True, "grace ends"))
+        found.append((story.grace, Tone.BAD, True, "must be over"))
     return found
 
 

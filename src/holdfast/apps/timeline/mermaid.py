@@ -55,8 +55,7 @@ def _people(stories: Sequence[Story]) -> dict[str, str]:
 
 
 def _from(mark: Mark) -> str:
-    by = sender(mark)
-    return by.removeprefix("by ") if by.startswith("by ") else f"somebody {by}".strip()
+    return sender(mark).removeprefix("by ") or "somebody"
 
 
 class _Drawing:

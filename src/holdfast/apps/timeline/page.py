@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final, cast
 
 from holdfast.apps.timeline.chart import KEY, SIGNS, chart, fleet
 from holdfast.apps.timeline.markup import Markup, joined, tag
@@ -17,6 +17,7 @@ _MOST: Final = 500
 _MOST_CUTS: Final = 100
 _MOST_STORIES: Final = 64
 _MOST_OPEN: Final = 6
+_TOLD: Final = (("request_id", "request"), ("origin", "from"), ("waits", "waited in"))
 _POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
@@ -104,9 +105,12 @@ def _facts(story: Story) -> Iterator[Markup]:
         yield _fact("told by", first.subject, sender(first) or "sender unknown")
     if story.finished is not None:
         yield _fact("requests finished", str(story.finished), "after the stop began", Tone.GOOD)
-    if story.steps or story.cut:
-        note = "nothing was lost" if not story.cut else "did not get to their end"
-        yield _fact("requests cut", str(story.cut), note, Tone.BAD if story.cut else Tone.GOOD)
+    if story.cut:
+        yield _fact("requests cut", str(story.cut), "did not get to their end", Tone.BAD)
+    elif story.steps and story.complete:
+        yield _fact("requests cut", "0", "nothing was lost", Tone.GOOD)
+    elif story.unknown:
+        yield _fact("requests cut", f"{story.unknown}?", "were in flight at the last", Tone.BAD)
     if story.uptime is not None:
         yield _fact("had run for", length(story.uptime))
 
@@ -117,7 +121,7 @@ def _budget(story: Story) -> Markup:
     limit = story.grace if story.grace is not None else story.deadline
     whole = max((limit or 0.0) - stop, 1e-6)
     parts = [tag("span", class_="used", style=f"width:{min(took / whole, 1) * 100:.2f}%")]
-    note = f"of {length(whole)} grace"
+    note = f"of the {length(whole)} that it had"
     if story.grace is None:
         note = f"of {length(whole)} for the drain"
     elif story.deadline is not None:
@@ -164,7 +168,7 @@ def _cuts(story: Story) -> Iterator[Markup]:
     failed = [mark for mark in story.marks if mark.kind == "hook.failed"]
     if not (story.cuts or story.cut or lost or failed):
         return
-    items = [_cut(mark) for mark in story.cuts[:_MOST_CUTS]]
+    items = [item for mark in story.cuts for item in _work(mark)][:_MOST_CUTS]
     rest = story.cut - len(items)
     if rest > 0:
         noun = "request" if rest == 1 else "requests"
@@ -175,6 +179,24 @@ def _cuts(story: Story) -> Iterator[Markup]:
     items += [_cut(mark, "hook ") for mark in failed[:_MOST_CUTS]]
     title = "What was cut" if story.cut else "What did not end by itself"
     yield tag("section", tag("h3", title), tag("ul", *items), class_="cuts")
+
+
+def _work(mark: Mark) -> Iterator[Markup]:
+    """The pieces of work that one event cut."""
+    work: object = mark.data.get("work")
+    if not isinstance(work, list):
+        if mark.data.get("cut") is None:
+            yield _cut(mark)
+        return
+    for piece in cast("list[object]", work):
+        if isinstance(piece, dict):
+            told = cast("dict[str, Any]", piece)
+            age = told.get("age_s")
+            notes = [when(mark.at)]
+            notes += [f"had run for {length(age)}"] if isinstance(age, int | float) else []
+            notes += [f"{key} {told[name]}" for name, key in _TOLD if told.get(name)]
+            scope = str(told.get("scope") or "work").removeprefix("process/")
+            yield tag("li", tag("code", scope), tag("small", f" {', '.join([*notes, mark.cause])}"))
 
 
 def _cut(mark: Mark, word: str = "") -> Markup:
@@ -208,7 +230,7 @@ def _events(story: Story) -> Markup:
 def _event(mark: Mark) -> Markup:
     data = ", ".join(f"{key} {value}" for key, value in fields(mark.data))
     small: list[Markup] = []
-    if data and mark.kind != "process.snapshot":
+    if data and mark.kind not in ("process.snapshot", "drain.cut"):
         small = [tag("div", data, class_="data")]
     return tag(
         "tr", tag("td", when(mark.at), class_="at"), tag("td", headline(mark), class_="kind"),

@@ -114,7 +114,7 @@ def _scale(axis: Axis) -> str:
 
 
 def _limits(story: Story, axis: Axis) -> Iterator[Line]:
-    known = (("drain deadline", story.deadline), ("grace ends", story.grace))
+    known = (("drain deadline", story.deadline), ("must be over", story.grace))
     for what_, at in known:
         if at is None:
             continue

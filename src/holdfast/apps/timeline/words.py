@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from holdfast.domain.instant import Duration, Instant, format_duration
 from holdfast.domain.lifecycle.timeline import Fate, Lane, Mark, Story, sender
@@ -17,6 +17,7 @@ _MINUTES: Final[Duration] = 120.0
 _MILLI: Final[Duration] = 1e-3
 _NOW: Final[Duration] = 5e-7
 _PARTS: Final = ((86_400.0, "d", 3600.0, "h"), (3600.0, "h", 60.0, "min"), (60.0, "min", 1.0, "s"))
+_BYTES: Final = frozenset({"rss", "peak"})
 _LATEST: Final = 253_402_300_000.0
 
 FATES: Final = {
@@ -135,11 +136,23 @@ def fate(lane: Lane) -> str:
 
 
 def fields(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The data of an event, one pair for each value."""
-    return [(clean(key), clean(_value(value))) for key, value in data.items()]
+    """The data of an event, one pair for each value; tables in it are taken apart."""
+    found: list[tuple[str, str]] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            inner = cast("Mapping[str, Any]", value)
+            found += [(clean(f"{key} {name}"), _value(name, item)) for name, item in inner.items()]
+        else:
+            found.append((clean(key), _value(key, value)))
+    return found
 
 
-def _value(value: object) -> str:
+def _value(key: str, value: object) -> str:
     if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+        return clean(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if key in _BYTES:
+            return f"{value / 2**20:.1f} MiB"
+        if key.endswith("_s"):
+            return length(value) if value >= 0 else str(value)
+    return clean(json.dumps(value, ensure_ascii=False))

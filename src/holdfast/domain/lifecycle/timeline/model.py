@@ -136,7 +136,7 @@ class Story:
         exit_code: of the process; `None` when unknown.
         uptime: seconds until the end; `None` when unknown.
         deadline: end of the drain; `None` when unknown.
-        grace: when the platform kills it; `None` when unknown.
+        grace: when the whole stop must be over; `None` when unknown.
         phases: one after the other.
         drain: its parts, one after the other.
         lanes: the components, in the order in which they started.
@@ -179,6 +179,12 @@ class Story:
     def took(self) -> Duration | None:
         """Seconds from the beginning of the stop to the end; `None` when there was no stop."""
         return None if self.stop is None else max(self.ended - self.stop, 0.0)
+
+    @property
+    def unknown(self) -> int:
+        """Requests that were in flight at the last count, where the end is not told."""
+        known = self.complete or self.stop is None or not self.flight
+        return 0 if known else self.flight[-1].count
 
 
 @dataclass(frozen=True, slots=True)

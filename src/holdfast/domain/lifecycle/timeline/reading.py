@@ -3,10 +3,15 @@
 Records may come in any order, and some may be missing: a process that was killed wrote no end. What
 is not told is left out or said to be unknown, and never guessed.
 
-Of the data of a record these keys are read, where they are there: `service`, `role`, `parent`
-(process.started), `exit_code` (process.ended), `deadline`, `drain` and `grace` (stop.begun),
-`in_flight` (any), `left` and `finished` (drain.step), `count` (drain.cut), `pid`, `exit_code` and
-`signal` (worker.*), `sender_pid`, `sender_uid`, `sender_name` and `meaning` (signal.received).
+Of the data of a record these keys are read, where they are there:
+
+    process.started  service, role, parent
+    signal.received  meaning, and of the sender: sender (in words), or pid and process
+    stop.begun       until (the drain deadline, an instant) or drain_s, end (of all) or grace_s
+    drain.step       in_flight (so in any record), left, finished
+    drain.cut        cut (how many), work (a list of objects, each with its scope)
+    process.ended    code, cut
+    worker.*         pid, code or signal
 """
 
 from __future__ import annotations
@@ -104,7 +109,7 @@ def _told(lives: Iterable[Life]) -> dict[int, _Told]:
             if not record.kind.startswith("worker."):
                 continue
             pid = _integer(record.data, "pid", "worker_pid")
-            code = _integer(record.data, "exit_code", "code")
+            code = _integer(record.data, "code", "exit_code")
             number = _integer(record.data, "signal")
             if code is None and number is not None:
                 code = -number
@@ -152,7 +157,7 @@ class _Reader:
         snapshot = first("process.snapshot")
         data: Mapping[str, Any] = {} if snapshot is None else snapshot.data
         deadline, grace = self._limits()
-        cut = _cut(cuts, steps)
+        cut = _cut(cuts, steps, ended)
         complete = ended is not None
         return Story(
             pid=life.pid,
@@ -164,7 +169,7 @@ class _Reader:
             ended=last,
             complete=complete,
             exit_code=self._exit_code(ended),
-            uptime=_number(data, "uptime", "uptime_s")
+            uptime=_number(data, "uptime_s")
             or (_round(self._zero + last - life.began) if started is not None else None),
             deadline=deadline,
             grace=grace,
@@ -188,17 +193,13 @@ class _Reader:
         if complete:
             return self._life.ended
         if self._told is not None and self._told.exit_code is not None:
-            return max(self._told.at, self._life.began)
+            return max(self._told.at, self._life.ended)
         # One that was not told to stop is there as long as anybody says anything.
         return self._ended if stop is None else self._life.ended
 
     def _mark(self, placed: Placed) -> Mark:
         record = placed.record
-        tone = (
-            Tone.BAD if record.kind in _BAD else Tone.WARN if record.kind in _WARN else Tone.PLAIN
-        )
-        if record.kind == "drain.step" and record.subject in ("deadline", "cut"):
-            tone = Tone.BAD
+        tone = _tone(record)
         at = _round(placed.at - self._zero)
         data: Mapping[str, Any] = plain(record.data)
         return Mark(at, record.kind, record.subject, record.detail, record.cause, tone, data)
@@ -221,30 +222,43 @@ class _Reader:
 
     def _exit_code(self, ended: Mark | None) -> int | None:
         if ended is not None:
-            code = _integer(ended.data, "exit_code", "code")
+            code = _integer(ended.data, "code", "exit_code")
             if code is not None:
                 return code
         return None if self._told is None else self._told.exit_code
 
     def _limits(self) -> tuple[Instant | None, Instant | None]:
-        """The ends of the drain and of the grace period."""
+        """The end of the drain, and the instant by which the whole stop must be over."""
         for placed in self._life.records:
             record, at = placed.record, _round(placed.at - self._zero)
-            if record.kind not in ("stop.begun", "phase.entered", "shutdown.requested"):
+            if record.kind != "stop.begun":
                 continue
-            instant = _number(record.data, "deadline")
-            drain = None if instant is None else instant - record.at
-            if drain is None:
-                drain = _number(record.data, "drain", "drain_s")
-            grace = _number(record.data, "grace", "grace_s")
-            if drain is None and grace is None:
-                continue
-            return _limit(at, drain), _limit(at, grace)
+            deadline = _after(record, "until", "deadline"), _number(record.data, "drain_s")
+            end = _after(record, "end"), _number(record.data, "grace_s", "grace")
+            return _limit(at, *deadline), _limit(at, *end)
         return None, None
 
 
-def _limit(at: Instant, after: Duration | None) -> Instant | None:
-    return None if after is None or not 0 <= after <= _LONGEST else _round(at + after)
+def _after(record: Record, *keys: str) -> Duration | None:
+    """How long after the record an instant of the same clock is."""
+    instant = _number(record.data, *keys)
+    return None if instant is None else instant - record.at
+
+
+def _tone(record: Record) -> Tone:
+    if record.kind == "drain.cut" and record.data.get("cut") == 0:
+        return Tone.PLAIN
+    cuts = record.kind == "drain.step" and record.subject in ("deadline", "cut")
+    if record.kind in _BAD or (cuts and record.data.get("in_flight") != 0):
+        return Tone.BAD
+    return Tone.WARN if record.kind in _WARN else Tone.PLAIN
+
+
+def _limit(at: Instant, *after: Duration | None) -> Instant | None:
+    for each in after:
+        if each is not None and 0 <= each <= _LONGEST:
+            return _round(at + each)
+    return None
 
 
 def _has_home(kind: str) -> bool:
@@ -259,8 +273,8 @@ def _service(started: Mark | None) -> str:
 
 
 def _phases(entered: Sequence[Mark], last: Instant, complete: bool) -> tuple[Span, ...]:
-    ends = [mark.at for mark in entered[1:]] + [last]
-    spans = [Span(mark.subject, mark.at, end) for mark, end in zip(entered, ends, strict=True)]
+    ends = [*(mark.at for mark in entered[1:]), last]
+    spans = [Span(mark.subject, mark.at, end) for mark, end in zip(entered, ends, strict=False)]
     if spans and not complete:
         spans[-1] = replace(spans[-1], open=True)
     return tuple(spans)
@@ -292,14 +306,19 @@ def _flight(marks: Iterable[Mark]) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def _cut(cuts: Sequence[Mark], steps: Iterable[Mark]) -> int:
-    told = sum(max(_integer(mark.data, "count") or 1, 1) for mark in cuts)
+def _cut(cuts: Sequence[Mark], steps: Iterable[Mark], ended: Mark | None) -> int:
+    """How many pieces of work were cut; one event is told by several, so the largest counts."""
+    told = 0
+    for mark in cuts:
+        count = _integer(mark.data, "cut", "count")
+        told += 1 if count is None else max(count, 0)
     at_deadline = [
         _integer(mark.data, "in_flight") or 0
         for mark in steps
         if mark.subject in ("deadline", "cut")
     ]
-    return max(told, *at_deadline, 0)
+    in_the_end = None if ended is None else _integer(ended.data, "cut")
+    return max(told, in_the_end or 0, *at_deadline, 0)
 
 
 def _finished(steps: Sequence[Mark], cut: int) -> int | None:

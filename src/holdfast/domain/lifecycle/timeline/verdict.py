@@ -85,12 +85,15 @@ def _ends_of(stories: Sequence[Story], noun: tuple[str, str]) -> list[str]:
 
 def sender(mark: Mark) -> str:
     """Who sent a signal, as far as the kernel told: `by process 1 (kubelet)`; may be empty."""
-    pid = mark.data.get("sender_pid")
+    told = mark.data.get("sender")
+    if isinstance(told, str) and told:
+        return "" if told.startswith("unknown") else f"by {told}"
+    pid = mark.data.get("pid")
     if not isinstance(pid, int) or isinstance(pid, bool):
         return ""
     if pid == 0:
-        return "from outside the container"
-    name = mark.data.get("sender_name")
+        return "by somebody outside the container"
+    name = mark.data.get("process")
     return f"by process {pid}" + (f" ({name})" if isinstance(name, str) and name else "")
 
 
@@ -184,6 +187,9 @@ def _ends(mark: Mark) -> bool:
 
 
 def _requests(story: Story) -> str:
+    if story.unknown and not story.cut:
+        noun = "request was" if story.unknown == 1 else "requests were"
+        return f"{story.unknown} {noun} in flight at the last"
     if story.finished is None and not story.cut:
         return ""
     cut = "none cut" if not story.cut else f"{story.cut} cut"
