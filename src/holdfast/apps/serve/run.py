@@ -54,6 +54,10 @@ def serve(plan: Plan, say: Callable[[str], None] | None = None) -> int:
 def _host(
     plan: Plan, file: PolicyFile, sock: socket.socket, url: str, ready: Callable[[], None]
 ) -> int:
+    if plan.workers > 1:
+        from holdfast.apps.serve.supervisor import Supervisor
+
+        return Supervisor(plan, file, [sock], url, ready=ready).run()
     from holdfast.apps.serve.listen import why_not
     from holdfast.apps.serve.process import ServiceProcess
 
@@ -62,11 +66,6 @@ def _host(
         ready()
         ChangeReload(settings, GuardedServer(settings, child=True).run, [sock]).run()
         return 0
-    if plan.workers > 1:
-        ready()
-        workers = Workers(settings, [sock])
-        workers.run()
-        return _FAILED if workers.failed() else 0
     server = ServiceProcess(plan, file, sock, url, ready)
     try:
         return server.run()
