@@ -22,6 +22,7 @@ demo: env  ## start the demo
 	@$(BIN)/holdfast demo $(ARGS)
 
 test: env  ## run the tests and the examples of the documentation
+	@sh tools/packages.sh
 	@$(BIN)/python $(PYTEST) $(ARGS)
 
 test-all: test  ## run them on every supported Python of this host

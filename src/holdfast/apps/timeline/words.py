@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from holdfast.domain.instant import Duration, Instant, format_duration
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.lifecycle.timeline import Fate, Lane, Mark, Story, sender
 
 __all__ = ["FATES", "clean", "date", "fate", "fields", "headline", "length", "name", "what", "when"]
@@ -79,7 +79,7 @@ def clean(text: str) -> str:
 
 def length(seconds: Duration) -> str:
     """A duration as people say it: `0.4 ms`, `1.36 s`, `2 h 18 min`."""
-    if seconds < _MINUTES:
+    if seconds < _MINUTES or seconds == NEVER:
         return f"{seconds * 1e3:.2g} ms" if seconds < _MILLI else format_duration(seconds)
     for size, unit, part, below in _PARTS:
         whole, rest = divmod(seconds, size)
