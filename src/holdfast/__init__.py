@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from holdfast.domain.faults import Fault, classify, is_retryable
+    from holdfast.runtime import lifecycle
     from holdfast.runtime.ambient import (
         current,
         deadline_at,
@@ -74,12 +75,16 @@ else:
         "detach": "runtime.tasks",
         "tasks": "runtime.tasks",
     }
+    _MODULES: Final = {"lifecycle": "runtime.lifecycle"}
 
     def __getattr__(name):
-        home = _HOME.get(name)
-        if home is None:
+        if name in _MODULES:
+            value = import_module(f"holdfast.{_MODULES[name]}")
+        elif name in _HOME:
+            value = getattr(import_module(f"holdfast.{_HOME[name]}"), name)
+        else:
             raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"holdfast.{home}"), name)
+        globals()[name] = value
         return value
 
     def __dir__():
@@ -107,6 +112,7 @@ __all__ = [
     "deadline_at",
     "detach",
     "is_retryable",
+    "lifecycle",
     "refuse_below",
     "remaining",
     "reserve",

@@ -94,3 +94,18 @@ def test_every_public_name_of_every_module_exists() -> None:
             module = importlib.import_module(found.name)
             for name in getattr(module, "__all__", ()):
                 assert hasattr(module, name), f"{found.name}.{name}"
+
+
+def test_the_lifecycle_is_a_module_of_the_face_that_loads_nothing_foreign() -> None:
+    loaded = loaded_after(
+        "import holdfast, sys\n"
+        "assert holdfast.lifecycle is sys.modules['holdfast.runtime.lifecycle']\n"
+        "from holdfast import lifecycle\n"
+        "assert lifecycle.Host and lifecycle.at_end and lifecycle.current"
+    )
+    assert loaded.isdisjoint(FOREIGN)
+    lifecycle = importlib.import_module("holdfast.runtime.lifecycle")
+    assert holdfast.lifecycle is lifecycle
+    assert len(lifecycle.__all__) <= 30
+    for name in lifecycle.__all__:
+        assert getattr(lifecycle, name) is not None

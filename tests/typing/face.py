@@ -30,6 +30,7 @@ from holdfast import (
     ScopeEnded,
     TaskGroup,
     UsageError,
+    lifecycle,
 )
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.domain.policy import Policy, policy_from_mapping
@@ -151,6 +152,44 @@ def in_a_test() -> None:
     assert_type(run_virtual(number()), int)
 
 
+class Db:
+    """A component, by its shape."""
+
+    async def start(self) -> None: ...
+    async def prepare(self, request: lifecycle.ShutdownRequest) -> None:
+        assert_type(request.deadline, float)
+        assert_type(request.answer_by, float)
+        assert_type(request.cause, Cause)
+
+    async def stop(self, deadline: float) -> None: ...
+    async def wait(self) -> None: ...
+    async def preclean(self, idle: float) -> int:
+        return 0
+
+
+async def a_process() -> None:
+    terms = lifecycle.HostTerms(drain=10.0)
+    host = lifecycle.Host("shop", terms=terms, journal=lifecycle.Journal(lifecycle.LogReader()))
+    host.add("db", Db())
+    host.add("cache", start=looking, stop=bounded_work, needs=["db"])
+    host.add("consumer", run=number)
+    host.pool("db", Db())
+    host.on_stop(looking)
+    host.at_exit(bounded_work, name="flush")
+    host.on_reload(looking)
+    host.health.check("db", number, timeout=1.0, critical=False)
+    report = await host.health.ready()
+    assert_type(report, lifecycle.HealthReport)
+    assert_type(report.as_dict(), dict[str, Any])
+    assert_type(host.phase, lifecycle.Phase)
+    assert_type(host.stop("enough"), bool)
+    assert_type(await host.run(), lifecycle.ExitCode)
+    assert_type(await host.ended(), lifecycle.ExitCode)
+    assert_type(host.journal.records, tuple[lifecycle.Record, ...])
+    assert_type(lifecycle.current(), lifecycle.Host)
+    lifecycle.at_end(lambda outcome, cause: print(outcome, cause))
+
+
 class Wrapped:
     """A scope opens and closes by hand, in a class of one's own."""
 
@@ -175,5 +214,6 @@ def what_must_be_an_error(scope: Scope) -> None:
     holdfast.timeout(3.0, "charge")  # type: ignore[call-arg]
     holdfast.shield()  # type: ignore[call-arg]
     holdfast.detach(number)  # type: ignore[arg-type]
+    lifecycle.Host(1)  # type: ignore[arg-type]
     print(holdfast.CauseKind.TIMEOUT)  # type: ignore[attr-defined]
     scope.remaining = 3.0  # type: ignore[assignment, method-assign]

@@ -230,7 +230,7 @@ class Node:
         parent = self.parent
         if parent is None:
             return NEVER
-        cap = parent.root.limit
+        cap = parent.root.end
         node: Node | None = parent
         while node is not None:
             if node.kept:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
 
-__all__ = ["Component"]
+__all__ = ["Component", "Hurried"]
 
 
 class Component(Protocol):
@@ -34,4 +34,13 @@ class Component(Protocol):
 
     async def wait(self) -> None:
         """Wait for ever; return or raise when the component has ended by itself."""
+        ...
+
+
+@runtime_checkable
+class Hurried(Protocol):
+    """A component that wants to be told when its stop has to be over now."""
+
+    def hurry(self) -> None:
+        """Cut what is still under way. Called once the stop has begun, perhaps more than once."""
         ...

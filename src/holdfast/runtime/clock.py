@@ -16,10 +16,13 @@ from typing import Final, cast
 
 from holdfast.domain.instant import Instant
 
-__all__ = ["clock_of", "fresh_span_id", "fresh_trace_id", "monotonic"]
+__all__ = ["clock_of", "fresh_span_id", "fresh_trace_id", "monotonic", "wall"]
 
 monotonic: Final[Callable[[], Instant]] = time.monotonic
 """The process clock: seconds since an unspecified origin, unmoved by changes of the wall clock."""
+
+wall: Final[Callable[[], float]] = time.time
+"""Seconds since the epoch, for people; never for measuring."""
 
 _dice: Final = random.SystemRandom()
 

@@ -64,6 +64,9 @@ class Driver:
         thread: of that loop.
         now: its clock.
         root: the scope of the process, as far as this loop goes.
+        host: what starts and stops the process on this loop, if anything does.
+        overdue: is called when somebody notices that the limit of the root is spent.
+        closing: tasks of what was to be done at the end of a request, and is under way.
         counts: what was cancelled, by kind; what was swallowed; what escaped its parent.
         swallowed: the last reports of cancellations that did not end their scope.
         troubles: open scopes in which a cancellation began; while there is none, no scope needs to
@@ -77,11 +80,14 @@ class Driver:
         self.now = clock_of(loop)
         self.root = Node("process")
         self.root.open_root(self.now())
+        self.host: Any = None
+        self.overdue: Callable[[], object] | None = None
         self.timers = Timers(loop, self.now, self._expire)
         self.delivery = Delivery(loop, self.now, self.alarm, self._report)
         self.counts: Counter[str] = Counter()
         self.swallowed: deque[Swallow] = deque(maxlen=_KEPT_REPORTS)
         self.kept: set[asyncio.Task[Any]] = set()
+        self.closing: set[asyncio.Task[Any]] = set()
         self.troubles = 0
         self.young: list[Any] = []
         """Scopes (see the module) that nobody has looked at."""
@@ -122,6 +128,57 @@ class Driver:
         self.delivery.reach(scope)
         return True
 
+    def bound_root(self, limit: Instant, kept: Duration) -> None:
+        """The process ends: work by `limit`, clean-up in shields `kept` seconds later.
+
+        Open scopes follow where theirs is later; nothing that is tighter is loosened.
+        """
+        self.settle()
+        root = self.root
+        root.limit, root.kept = limit, kept
+        for node in tuple(root.children or ()):
+            if node.end > limit or node.shielded:
+                follow = getattr(node, "follow", None)
+                if follow is not None:
+                    follow()
+
+    def cancel_root(self, cause: Cause) -> tuple[Node, ...]:
+        """Cancel everything that is open in the process, but for what is in shields.
+
+        Returns the scopes right below the root that are hit; none when it was cancelled before.
+        """
+        self.settle()
+        root = self.root
+        hit = tuple(
+            node for node in root.children or () if node.cause is None and not node.shielded
+        )
+        if not root.cancel(cause):
+            return ()
+        self.troubles += 1
+        if hit:
+            self.counts[f"cancelled.{cause.kind}"] += len(hit)
+        self.delivery.reach_below(root)
+        return hit
+
+    def close_root(self, outcome: Outcome) -> None:
+        """The process is over: nothing opens here any more."""
+        self.settle()
+        root = self.root
+        if root.outcome is None and root.cause is not None:
+            self.troubles -= 1
+        root.close(outcome)
+        root.limit, root.kept = min(root.limit, self.now()), 0.0
+
+    def fresh_root(self) -> None:
+        """Begin anew after a process that is over: for one loop that sees several of them."""
+        self.root = Node("process")
+        self.root.open_root(self.now())
+        self.host = self.overdue = None
+
+    def ending(self, scope: Node) -> CauseKind:
+        """What ends a scope whose limit is spent: its own deadline, or that of the process."""
+        return CauseKind.SHUTDOWN if scope.end >= self.root.limit else CauseKind.DEADLINE
+
     def alarm(self, at: Instant, call: Callable[[], object]) -> Alarm:
         """Call `call` at `at`, unless the alarm is dropped before."""
         entry = Alarm(at, call)
@@ -144,7 +201,7 @@ class Driver:
             scopes.sort(key=_depth)
         for scope in scopes:
             if scope.outcome is None:
-                self.begin(scope, scope.cause_of(CauseKind.DEADLINE, now))
+                self.begin(scope, scope.cause_of(self.ending(scope), now))
 
     def _report(self, scope: Hosted, after: Duration, stack: tuple[str, ...]) -> None:
         self.counts["swallowed"] += 1

@@ -59,6 +59,9 @@ class HostedNode(Node):
     generator: CodeType | None = None
     ledger: Ledger | None = None
     reserve: Duration | None = None
+    closers: list[Callable[[HostedNode], object]] | None = None
+    bounds: bool = False
+    """Whether what is right below it is a request of its own, as with the scope of a worker."""
 
     def __init__(self, name: str, seconds: Duration = NEVER) -> None:
         # Not super().__init__(name): unrolled, as this runs for every scope.
@@ -240,6 +243,8 @@ class HostedNode(Node):
     def refused(self, refusal: Refusal, now: Instant) -> ScopeEnded:
         """The error for a scope that was not opened: the cause that is in force above, if any."""
         self.outcome = Outcome.REFUSED
+        if self.driver.overdue is not None and self.driver.root.limit <= now:
+            self.driver.overdue()  # nobody gave the loop a chance to notice
         cause = self.parent.reached() if self.parent is not None else None
         if cause is not None:
             return error_for(cause)
@@ -261,9 +266,16 @@ class HostedNode(Node):
             self.driver.settle()
         if self.cause is not None and self.outcome is None:
             self.driver.troubles -= 1
-        if not self.children:
+        if self.children:
+            self._shut_above(outcome)
+        else:
             self.close(outcome)
-            return
+        if self.closers is not None:
+            closers, self.closers = self.closers, None
+            for closer in reversed(closers):
+                closer(self)
+
+    def _shut_above(self, outcome: Outcome) -> None:
         reached = self.reached()
         for node in self.close(outcome):
             self.driver.troubles += reached is not None and node.cause is reached

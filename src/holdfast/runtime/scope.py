@@ -265,8 +265,9 @@ class Scope(HostedNode):
         if late and self.reached() is None:
             # The body never gave the loop a chance to cancel it. The limit is spent all the same.
             now = driver.now()
-            self.cancel_node(self.cause_of(CauseKind.DEADLINE, now, "noticed when the block ended"))
-            driver.counts[f"cancelled.{CauseKind.DEADLINE}"] += 1
+            kind = driver.ending(self)
+            self.cancel_node(self.cause_of(kind, now, "noticed when the block ended"))
+            driver.counts[f"cancelled.{kind}"] += 1
         if self.cause is not None or self.delivered:
             self._leave_cancelled(exc)
             return

@@ -6,7 +6,8 @@ Rule 2. An answer is due within `patience` of the question, and never later than
         negotiation. No answer reaches beyond the time of the stop.
 Rule 3. Who answers with an error, or not at all, is named and forced.
 Rule 4. Who has not been asked when the time is over is named and forced as well.
-Rule 5. One answer counts, the first. What comes after it, or after the time, changes nothing.
+Rule 5. A stop that is forced ends the negotiation.
+Rule 6. One answer counts, the first. What comes after it, or after the time, changes nothing.
 
 A machine (see `domain.machine`): the driver asks, reports the answers, and looks in again when it
 was told to.
@@ -21,7 +22,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from holdfast.domain.cause import Cause
-from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.instant import NEVER, Duration, Instant
 
 __all__ = [
     "Acknowledged",
@@ -30,6 +31,7 @@ __all__ = [
     "Event",
     "Failed",
     "Forced",
+    "GivenUp",
     "LookAt",
     "Looked",
     "Negotiation",
@@ -46,13 +48,16 @@ class ShutdownRequest:
 
     Attributes:
         name: of the component.
-        deadline: monotonic instant by which it has to answer. Its `stop` is bounded on its own.
+        deadline: monotonic instant at which work that is still under way will be cut: the one that
+            `stop` will be given as well.
         cause: why the process stops.
+        answer_by: monotonic instant by which it has to answer; never later than `deadline`.
     """
 
     name: str
     deadline: Instant
     cause: Cause
+    answer_by: Instant = NEVER
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -78,7 +83,12 @@ class Looked:
     """Time has passed."""
 
 
-Event: TypeAlias = Acknowledged | Failed | Looked
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The stop is forced: nobody is waited for any more."""
+
+
+Event: TypeAlias = Acknowledged | Failed | Looked | GivenUp
 
 
 # -- decisions -------------------------------------------------------------------------------------
@@ -198,6 +208,8 @@ class Negotiation:
             case Failed(name, why) if self._may_answer(state, name, now):
                 state = _with(state, name, Standing.FORCED)
                 done.append(Forced(name, f"failed: {why}"))
+            case GivenUp():
+                state = replace(state, until=min(state.until, now), due=min(state.due, now))
             case _:
                 pass
         return self._go_on(state, now, done)

@@ -361,16 +361,8 @@ class Lifecycle:
         starting = state.phase is Phase.INITIALIZING
         state = replace(state, cause=cause, until=until, end=end, why=why)
         give_up: tuple[Decision, ...] = (GiveUpStart(),) if starting else ()
-        return self._enter(
-            state,
-            Phase.TERMINATING,
-            now,
-            cause,
-            SetReady(False),
-            *give_up,
-            TellStop(until, end),
-            Negotiate(until),
-        )
+        steps = (SetReady(False), *give_up, TellStop(until, end), Negotiate(until))
+        return self._enter(state, Phase.TERMINATING, now, cause, *steps)
 
     def _force(self, state: Life, now: Instant) -> _Answer:
         if state.cleaning:
