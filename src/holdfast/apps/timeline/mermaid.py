@@ -19,14 +19,14 @@ _SAFE: Final = frozenset(" .,()/+-=_'?!*@")
 _END: Final = re.compile(r"\bend\b", re.IGNORECASE)
 _MOST: Final = 120
 _MOST_STORIES: Final = 16
-_LONGEST: Final = 120
+_LONGEST: Final = 160
 
 
 def as_mermaid(timeline: Timeline) -> str:
     """The source of the diagram."""
     lines = ["sequenceDiagram"]
     stories = timeline.stories[:_MOST_STORIES]
-    lines += [f"    accTitle: {_escaped(timeline.verdict)}"]
+    lines += [f"    accTitle: {_said(timeline.verdict)}"]
     people = _people(stories)
     lines += [f"    actor {key} as {_escaped(label)}" for label, key in people.items()]
     drawn = [_Drawing(number, story, people) for number, story in enumerate(stories)]
@@ -35,7 +35,7 @@ def as_mermaid(timeline: Timeline) -> str:
     clients = any(drawing.serves for drawing in drawn)
     if clients:
         lines.append("    participant clients")
-    lines.append(f"    Note over {drawn[0].process}: {_escaped(timeline.verdict)}")
+    lines.append(f"    Note over {drawn[0].process}: {_said(timeline.verdict)}")
     moments = [(mark.at, drawing, mark) for drawing in drawn for mark in drawing.story.marks]
     moments.sort(key=lambda moment: moment[0])
     for _, drawing, mark in moments[:_MOST]:
@@ -76,7 +76,7 @@ class _Drawing:
 
     def message(self, mark: Mark) -> Iterator[str]:
         lane = self._lanes.get(mark.subject, self.process)
-        text = _escaped(f"{when(mark.at)} {self._text(mark)}")
+        text = _said(f"{when(mark.at)} {self._text(mark)}")
         match mark.kind:
             case "signal.received":
                 yield f"    {self._people[_from(mark)]}->>{self.process}: {text}"
@@ -104,6 +104,8 @@ class _Drawing:
     def _text(self, mark: Mark) -> str:
         if mark.kind == "drain.step":
             return what(mark)
+        if mark.kind == "drain.cut" and "cut" in mark.data:
+            return f"{mark.data['cut']} cut, {mark.cause}"
         if mark.kind in ("shutdown.requested", "shutdown.acknowledged", "shutdown.unanswered"):
             return headline(mark)
         if mark.kind in ("component.stopped", "component.forced"):
@@ -111,6 +113,11 @@ class _Drawing:
             return ", ".join([*(fate(lane) for lane in lanes), *filter(None, (mark.text,))])
         words = f"{headline(mark)}: {what(mark)}".removesuffix(": ")
         return f"{words} ({mark.cause})" if mark.cause else words
+
+
+def _said(text: str) -> str:
+    """As `_escaped`, for what comes behind a colon: another one is no syntax there."""
+    return _escaped(text).replace("#58;", ":")
 
 
 def _escaped(text: str) -> str:

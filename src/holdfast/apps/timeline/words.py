@@ -122,6 +122,8 @@ def what(mark: Mark) -> str:
     if mark.kind == "signal.received":
         subject = f"{subject} {sender(mark)}".strip()
     text = mark.text
+    if mark.kind == "signal.received" and text == f"from {mark.data.get('sender')}":
+        text = ""
     if not text and "in_flight" in mark.data:
         text = str(mark.data["in_flight"])
     return clean(": ".join(part for part in (subject, text) if part))

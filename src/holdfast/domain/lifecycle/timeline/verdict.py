@@ -188,17 +188,23 @@ def _ends(mark: Mark) -> bool:
 
 def _requests(story: Story) -> str:
     if story.unknown and not story.cut:
-        noun = "request was" if story.unknown == 1 else "requests were"
-        return f"{story.unknown} {noun} in flight at the last"
-    if story.finished is None and not story.cut:
-        return ""
-    cut = "none cut" if not story.cut else f"{story.cut} cut"
+        return f"{_count(story.unknown, story)} {_were(story.unknown)} in flight at the last"
     if story.finished is None:
-        return f"{story.cut} requests cut" if story.cut != 1 else "1 request cut"
+        return f"{_count(story.cut, story)} cut" if story.cut else ""
+    cut = f"{story.cut} cut" if story.cut else "none cut"
     if story.finished == 0 and not story.cut:
         return "no request was in flight"
-    noun = "request" if story.finished == 1 else "requests"
-    return f"{story.finished} {noun} finished, {cut}"
+    return f"{_count(story.finished, story)} finished, {cut}"
+
+
+def _count(number: int, story: Story) -> str:
+    # Without a server there are no requests.
+    one, many = ("request", "requests") if story.flight else ("piece of work", "pieces of work")
+    return f"{number} {one if number == 1 else many}"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _components(names: Sequence[str], words: str) -> str:
