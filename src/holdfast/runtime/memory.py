@@ -158,9 +158,8 @@ class StopMemory:
         for decision in decisions:
             if decision.stop.failed:
                 _log.warning(
-                    "the stop that began at %.0f was %s; failures that count: %d",
-                    decision.stop.begun,
-                    decision.stop.outcome,
+                    "a stop was %s, so the next drain gets more time; failures that count: %d",
+                    (decision.stop.outcome or "").replace("_", " "),
                     decision.failures,
                 )
         return history

@@ -149,6 +149,51 @@ def timeline(
 
 
 @app.command()
+def prestop(
+    pid: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of this process; else the only service here, or process 1."),
+    ] = None,
+    wait: Annotated[
+        str, typer.Option(metavar="DURATION", help="Wait so long at most, such as 5s.")
+    ] = "5s",
+) -> None:
+    """Tell a service that it will be stopped: it becomes unready and serves on for a while.
+
+    For the preStop hook of a container. Ends when no new connections come, or after --wait.
+    """
+    from math import isfinite
+
+    from holdfast.apps.prestop.ask import prestop as tell
+    from holdfast.domain.instant import parse_duration
+
+    try:
+        seconds = parse_duration(wait)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--wait") from None
+    if not isfinite(seconds):
+        raise typer.BadParameter("must have an end", param_hint="--wait")
+    raise typer.Exit(tell(pid=pid, wait=seconds))
+
+
+@app.command()
+def stops(
+    service: Annotated[str, typer.Option(metavar="NAME", help="Of this service.")] = "",
+    file: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="In this file: `memory` under \\[stop].")
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Have them forgotten.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show the last stops that services remember, and what the next drain will get."""
+    from holdfast.apps.stops.show import show
+
+    if service and file is not None:
+        raise typer.BadParameter("--service and --file do not go together; leave one away")
+    raise typer.Exit(show(service=service, file=file, reset=reset, as_json=as_json))
+
+
+@app.command()
 def demo(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     seconds: Annotated[
