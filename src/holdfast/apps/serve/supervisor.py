@@ -13,7 +13,6 @@ inherits the socket; what they tell each other is in `workerlink`.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
 import os
 import signal
@@ -31,7 +30,7 @@ from holdfast.apps.serve.offspring import DeathWatch, start_python
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.workerlink import StopOrder, SupervisorEnd
+from holdfast.apps.serve.workerlink import MARGIN, StopOrder, SupervisorEnd
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.lifecycle.fleet import (
     Decision,
@@ -58,16 +57,25 @@ from holdfast.domain.lifecycle.fleet import (
     opening,
     wake,
 )
+from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meaning, Meanings
 from holdfast.domain.record import Record, record_from_dict
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.lifecycle.journal import Journal, LogReader
+from holdfast.runtime.signals import SignalChannel, SignalNote, Signals, block_signals
+from holdfast.runtime.stacks import dump
 from holdfast.runtime.timers import Alarm
 
 __all__ = ["Supervisor"]
 
-_MARGIN: Final[Duration] = 1.0
-"""Seconds between the end of a worker's own time and its end by force. Out of the grace (law 1)."""
 _WORKER: Final = "holdfast.apps.serve.worker"
+_MEANINGS: Final[Meanings] = {
+    **DEFAULT_MEANINGS,
+    # Like the others: the workers are told first, and nobody is left behind.
+    "SIGQUIT": Meaning.STOP,
+    "SIGTTIN": Meaning.IGNORE,
+    "SIGTTOU": Meaning.IGNORE,
+}
+"""In which order signals are taken that wait together; what they mean here is said above."""
 _log: Final = logging.getLogger("holdfast.serve")
 
 
@@ -119,35 +127,38 @@ class Supervisor:
         self._url = url
         self._ready = ready
         self._journal = journal or Journal(_log_own)
-        terms = terms or FleetTerms(start=file.lifecycle.stop.start + _MARGIN)
+        terms = terms or FleetTerms(start=file.lifecycle.stop.start + MARGIN)
         self._state = opening(plan.workers, terms)
         self._children: dict[int, _Child] = {}
         self._events: deque[Event] = deque()
         self._feeding = False
         self._alarm: Alarm | None = None
+        self._code = 0
         self._terminal = _has_terminal()
 
     def run(self) -> int:
-        """Supervise until told to stop; the exit code."""
+        """Supervise until told to stop; the exit code. For the main thread of a process."""
         _log_to_stderr()
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            return runner.run(self._supervise())
+        block_signals(meanings=_MEANINGS)
+        signals = Signals(_MEANINGS)
+        signals.start()
+        try:
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+                return runner.run(self._supervise(signals))
+        finally:
+            signals.close(restore=False)  # what comes now must not change the exit code
 
-    async def _supervise(self) -> int:
-        loop = asyncio.get_running_loop()
-        self._driver: Driver = driver_of(loop)
-        self._over: asyncio.Future[int] = loop.create_future()
-        handlers = self._handlers()
-        for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
+    async def _supervise(self, signals: Signals) -> int:
+        self._driver: Driver = driver_of(asyncio.get_running_loop())
+        self._notes: SignalChannel = signals.subscribe()
         try:
             self._feed(Tick())
-            return await self._over
+            async for note in self._notes:
+                self._signalled(note)
         finally:
-            for number in handlers:
-                loop.remove_signal_handler(number)
             for child in self._children.values():
                 child.link.close()
+        return self._code
 
     # -- the machine -----------------------------------------------------------------------------
 
@@ -184,8 +195,8 @@ class Supervisor:
             case Report():
                 self._report(decision)
             case Exit(code):
-                if not self._over.done():
-                    self._over.set_result(code)
+                self._code = code
+                self._notes.close()
 
     def _spawn(self, spawn: Spawn) -> None:
         settings = self._settings[spawn.generation]
@@ -217,7 +228,7 @@ class Supervisor:
             # First our own copies: then the workers alone hold the accept queue, and empty it.
             for sock in self._sockets:
                 sock.close()
-        seconds = retire.seconds - min(_MARGIN, retire.seconds / 2)
+        seconds = retire.seconds - min(MARGIN, retire.seconds / 2)
         cause = "the supervisor stops" if retire.final else "the worker is replaced"
         order = StopOrder(seconds, retire.final, retire.force, cause)
         self._children[retire.pid].link.stop(order)
@@ -227,6 +238,9 @@ class Supervisor:
         detail = report.detail
         if report.kind == "component.forced" and child is not None and child.phase:
             detail = f"{detail} (it was {child.phase})"
+        if report.kind == "stop.begun":
+            self._journal.write(report.kind, cause=detail)
+            return
         self._journal.write(
             report.kind,
             f"worker {report.pid}" if report.pid else "",
@@ -267,20 +281,25 @@ class Supervisor:
 
     # -- signals ---------------------------------------------------------------------------------
 
-    def _handlers(self) -> dict[int, Callable[[], object]]:
-        return {
-            signal.SIGTERM: partial(self._stop, "SIGTERM"),
-            signal.SIGINT: partial(self._stop, "SIGINT"),
-            signal.SIGHUP: self._hang_up,
-            signal.SIGQUIT: self._quit,
-            signal.SIGUSR1: self._dump,
-            signal.SIGTTIN: partial(self._resize, +1),
-            signal.SIGTTOU: partial(self._resize, -1),
-        }
+    def _signalled(self, note: SignalNote) -> None:
+        self._journal.write(
+            "signal.received", note.name, f"from {note.sender}", data=note.as_dict()
+        )
+        match note.name:
+            case "SIGTERM" | "SIGINT":
+                self._stop(note.line())
+            case "SIGHUP":
+                self._hang_up()
+            case "SIGQUIT":
+                self._quit(note.line())
+            case "SIGUSR1":
+                self._dump()
+            case _:
+                self._resize(+1 if note.name == "SIGTTIN" else -1)
 
     def _stop(self, why: str) -> None:
         stopping = self._state.mode is Mode.STOPPING
-        self._feed(ForceAsked(f"{why} while it stops") if stopping else StopAsked(why))
+        self._feed(ForceAsked(f"{why}, while it stops") if stopping else StopAsked(why))
 
     def _hang_up(self) -> None:
         """Read the policy again, and give it to new workers; or stop with the terminal."""
@@ -293,34 +312,34 @@ class Supervisor:
         try:
             file = before.read()
         except ServeError as error:
-            self._journal.write("config.refused", detail=_not_changed(error))
+            what = f"the policy was not changed, the old one holds: {error}"
+            self._journal.write("config.refused", detail=what)
             return
         plan = replace(before, source=file.source, data=file.data)
         self._settings[self._state.latest + 1] = _Settings(plan, file)
         self._feed(RollAsked())
 
-    def _quit(self) -> None:
+    def _quit(self, why: str) -> None:
         if self._settings[self._state.latest].file.lifecycle.stop.quit == "stop":
-            self._stop("SIGQUIT")
+            self._stop(why)
             return
         self._feed(DumpAsked())
-        faulthandler.dump_traceback(all_threads=True)
+        self._write_stacks("SIGQUIT")
 
     def _dump(self) -> None:
         for pid, child in self._children.items():
             if child.phase:  # before it has said anything it may not know the signal yet
                 self._signal(pid, signal.SIGUSR1)
-        faulthandler.dump_traceback(all_threads=True)
-        self._journal.write("dump.written", "SIGUSR1", "the stacks of the supervisor")
+        self._write_stacks("SIGUSR1")
+
+    def _write_stacks(self, why: str) -> None:
+        print(f"the supervisor, {os.getpid()}\n{dump()}", file=sys.stderr, flush=True)
+        self._journal.write("dump.written", why, "the stacks of the supervisor")
 
     def _resize(self, by: int) -> None:
         before = len(self._state.slots)
         self._feed(Resize(by))
         _log.info("%d workers are wanted now, %d before", len(self._state.slots), before)
-
-
-def _not_changed(error: ServeError) -> str:
-    return f"the policy was not changed, the old one holds: {error}"
 
 
 def _log_own(record: Record) -> None:

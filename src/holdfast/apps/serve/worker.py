@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
+import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final
 
+from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
 from holdfast.apps.serve.handover import Handover, handover_from_json
+from holdfast.apps.serve.hosted import Hosted, drain_limit
 from holdfast.apps.serve.offspring import die_with
+from holdfast.apps.serve.operator import Operator, pages
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.workerlink import StopOrder, WorkerEnd
+from holdfast.apps.serve.target import load_target
+from holdfast.apps.serve.workerlink import MARGIN, StopOrder, WorkerEnd
+from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.phase import Phase
+from holdfast.domain.lifecycle.stopbudget import stop_budget
+from holdfast.domain.policy import describe
+from holdfast.runtime.lifecycle import Host, HostTerms, Journal, LogReader
 
 __all__ = ["main", "run_worker"]
 
 _UNUSABLE: Final = 2
 _INTERRUPTED: Final = 130
+_ORDER_FOLLOWS: Final = 0.25
+"""Seconds after a signal in which an order of the supervisor comes, if it was told as well."""
+_log: Final = logging.getLogger("holdfast.serve")
 
 
 def main(words: list[str]) -> int:
     """Serve until told to stop; the exit code."""
-    link = WorkerEnd(socket.socket(fileno=int(words[0])))
     _dump_on_signals()
+    link = WorkerEnd(socket.socket(fileno=int(words[0])))
     text = link.handover()
     if not text:  # the supervisor was gone before it could say anything
         return 0
@@ -59,14 +73,15 @@ def _serve(handover: Handover, link: WorkerEnd) -> int:
     except ServeError as error:
         print(f"{error.trace}holdfast serve: {error}", file=sys.stderr, flush=True)
         return _UNUSABLE
-    finally:
-        link.phase(Phase.STOPPED)
 
 
 def run_worker(
     plan: Plan, file: PolicyFile, url: str, sockets: list[socket.socket], link: WorkerEnd
 ) -> int:
     """Serve until the supervisor or a signal says to stop; the exit code.
+
+    It is the supervisor that forces: a terminal sends its signals to all of us, and one of them
+    with the order that follows it is not two.
 
     Args:
         plan: what to host, and how.
@@ -78,16 +93,135 @@ def run_worker(
     Raises:
         ServeError: it cannot start, and whoever gave the command can put that right.
     """
-    from holdfast.apps.serve.process import ServiceProcess
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_Service(plan, file, url, sockets, link).live())
 
-    process = ServiceProcess(plan, url, link.ready, shared=True)
 
-    def stop(order: StopOrder) -> None:
-        link.phase(Phase.DRAINING)
-        os.kill(os.getpid(), signal.SIGTERM)
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
-    link.listen(stop, file.lifecycle.stop.grace)
-    return process.run(sockets)
+
+class _Service:
+    """The application with its server, in a host that does what the supervisor says."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        file: PolicyFile,
+        url: str,
+        sockets: list[socket.socket],
+        link: WorkerEnd,
+    ) -> None:
+        self._plan, self._url, self._link = plan, url, link
+        self._stop = stop = file.lifecycle.stop
+        self._hosted = hosted = Hosted(load_target(plan.target, factory=plan.factory), file)
+        self._budget = stop_budget(
+            grace=max(0.0, stop.grace - MARGIN),
+            cleanup=stop.cleanup,
+            base=drain_limit(file.policy) if stop.base is None else stop.base,
+            cap=stop.cap,
+            lame_duck=stop.lame_duck,
+            lame_duck_least=stop.lame_duck_least,
+        )
+        settings = Settings(hosted, hosted, access_log=plan.access_log)
+        self._host = Host(
+            hosted.service,
+            terms=HostTerms(
+                start=stop.start,
+                drain=self._budget.lame_duck + self._budget.drain,
+                cleanup=self._budget.cleanup,
+            ),
+            journal=Journal(LogReader(_log), link.follow),
+            requests=hosted.counts,
+        )
+        application = UvicornApplication(settings)
+        self._server = UvicornServer(
+            settings,
+            application,
+            sockets,
+            self._drain_terms,
+            self._tell,
+            cut=self._host.cut,
+            shared=True,
+        )
+        self._operator = Operator(pages(self._about, self._policy, hosted.counts))
+        self._host.add("application", start=application.start, stop=application.stop)
+        self._host.add("server", self._server)
+
+    async def live(self) -> int:
+        """Serve; the exit code."""
+        loop = asyncio.get_running_loop()
+        self._link.listen(
+            lambda order: loop.call_soon_threadsafe(self._ordered, order), self._stop.grace
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self._plan.admin:
+            await self._operator.start()
+        try:
+            return await self._host.run()
+        finally:
+            self._operator.close()
+
+    def _ordered(self, order: StopOrder) -> None:
+        self._server.last = order.final
+        if order.force:
+            self._host.force(order.cause, by="the supervisor")
+        else:
+            self._host.stop(order.cause, by="the supervisor")
+
+    def _signalled(self, name: str) -> None:
+        # A terminal, and systemd as well, tells all of us at once. Then the order of the supervisor
+        # is on its way, and with it who serves what is still queued.
+        asyncio.get_running_loop().call_later(_ORDER_FOLLOWS, self._stop_alone, name)
+
+    def _stop_alone(self, name: str) -> None:
+        if not self._host.stopping:
+            self._server.last = False  # the other workers serve what is queued
+            self._host.stop(by=name)
+
+    def _hang_up(self) -> None:
+        try:
+            file = self._plan.read()
+        except ServeError as error:
+            what = f"the policy was not changed, the old one holds: {error}"
+            self._host.journal.write("config.refused", detail=what)
+            return
+        self._hosted.use(file)
+        self._host.journal.write("config.reloaded", detail=str(file.source or "built-in"))
+
+    def _drain_terms(self) -> DrainTerms:
+        stop = self._stop
+        return DrainTerms(
+            calm=stop.calm,
+            least=stop.lame_duck_least,
+            most=self._budget.lame_duck,
+            quiet=stop.quiet,
+            farewell=stop.websocket,
+        )
+
+    def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
+        self._host.journal.write(kind, subject, detail, data=data)
+
+    def _about(self) -> dict[str, object]:
+        policy = self._hosted.file.policy
+        return {
+            "pid": os.getpid(),
+            "parent": os.getppid(),
+            "service": policy.service,
+            "target": self._plan.target,
+            "url": self._url,
+            "mode": policy.mode,
+        }
+
+    def _policy(self) -> str:
+        file = self._hosted.file
+        return f"{describe(file.policy)}\nfrom {file.source or 'the built-in defaults'}\n"
 
 
 if __name__ == "__main__":

@@ -28,8 +28,10 @@ from typing import Any, Final, cast
 from holdfast.domain.instant import Duration
 from holdfast.domain.record import Record
 
-__all__ = ["StopOrder", "SupervisorEnd", "WorkerEnd"]
+__all__ = ["MARGIN", "StopOrder", "SupervisorEnd", "WorkerEnd"]
 
+MARGIN: Final[Duration] = 1.0
+"""Seconds between the end of a worker's own time and its end by force. Out of the grace (law 1)."""
 _LARGEST_LINE: Final = 4 * 1024 * 1024
 _MOST_UNSENT: Final = 1024 * 1024
 _CHUNK: Final = 65_536
@@ -203,6 +205,14 @@ class WorkerEnd:
     def record(self, record: Record) -> None:
         """Pass on what happened."""
         self._say({"record": record.as_dict()})
+
+    def follow(self, record: Record) -> None:
+        """A reader of a journal: all that happens is passed on, with phase and readiness said."""
+        self.record(record)
+        if record.kind == "phase.entered":
+            self.phase(record.subject)
+        elif record.kind == "ready.changed" and record.data.get("ready") is True:
+            self.ready()
 
     def close(self) -> None:
         """Send what is left to say, if the supervisor takes it soon."""
