@@ -119,7 +119,7 @@ def test_who_did_not_answer_is_named() -> None:
         (4, "Stop in 1.4 s, at the drain deadline: ", Tone.BAD),
         (5, "Forced stop in 1.4 s: ", Tone.BAD),
         (6, "Stop in 1.4 s, because a component died: ", Tone.BAD),
-        (131, "Left at once in 1.4 s after a dump: ", Tone.BAD),
+        (131, "Left at once, after a dump: ", Tone.BAD),
         (-9, "Killed by SIGKILL, while stopped: ", Tone.BAD),
         (137, "Killed by SIGKILL, while stopped: ", Tone.BAD),
         (163, "Killed by signal 35, while stopped: ", Tone.BAD),

@@ -127,6 +127,38 @@ def tree(
 
 
 @app.command()
+def run(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:HOST",
+            help="A host, a function that makes one, or a coroutine function: shop.worker:host",
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings; holdfast.toml here, if there is one."),
+    ] = None,
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the service, over the one in the file.")
+    ] = "",
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Append what happens, for `holdfast timeline FILE`."),
+    ] = None,
+) -> None:
+    """Run a program that is not an HTTP server: start it in order, stop it so that nothing is lost.
+
+    SIGTERM and SIGINT stop it, a second one forces; SIGQUIT writes all stacks and exits; SIGHUP
+    reloads; SIGUSR1 writes all stacks.
+    """
+    from holdfast.apps.run.run import Program
+    from holdfast.apps.run.run import run as run_program
+
+    raise typer.Exit(run_program(Program(target, service, config, timeline)))
+
+
+@app.command()
 def timeline(
     file: Annotated[
         str,

@@ -120,7 +120,7 @@ def _head(story: Story) -> tuple[str, Tone]:
     if 0 < number <= _HIGHEST:
         name = _NAMES.get(number, f"signal {number}")
         if name == "SIGQUIT" and story.complete:
-            return f"Left at once{took} after a dump", Tone.BAD
+            return "Left at once, after a dump", Tone.BAD
         return f"Killed by {name}{_while(story)}", Tone.BAD
     return f"Ended with exit code {code}{took}", Tone.BAD
 
