@@ -77,8 +77,9 @@ def _takes(function: Callable[..., object], most: int, target: str, word: str) -
             f"run: holdfast serve {target}"
         )
     if count > most:
-        allowed = "the host, and nothing else" if most else "no arguments"
-        raise RunError(f"{word}{target} takes {count} arguments; let it take {allowed}")
+        allowed = "the host, and nothing else" if most else "none"
+        arguments = "argument" if count == 1 else "arguments"
+        raise RunError(f"{word}{target} takes {count} {arguments}; let it take {allowed}")
     return count
 
 
