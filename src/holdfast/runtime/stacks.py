@@ -28,6 +28,7 @@ __all__ = ["Stacks", "TaskStack", "ThreadStack", "dump", "stacks"]
 _MOST_TASKS: Final = 10_000
 _MOST_FRAMES: Final = 64
 _MOST_CHARACTERS: Final = 1_000_000
+_STATES: Final = ("running", "ready", "waits")
 _NAMED: Final = 20
 """Tasks of one place that are listed by name; there may be thousands that wait for the same."""
 
@@ -157,8 +158,10 @@ def stacks(most_tasks: int = _MOST_TASKS) -> Stacks:
     """
     tasks = _tasks()
     hosts = _hosts()
-    seen = tuple(_task_stack(task, hosts) for task in tasks[:most_tasks])
-    return Stacks(seen, _threads(), max(0, len(tasks) - most_tasks))
+    seen = [_task_stack(task, hosts) for task in tasks[:most_tasks]]
+    # Those that run come first, then the ready ones; asyncio keeps them in no order at all.
+    seen.sort(key=lambda task: (_STATES.index(task.state), task.name))
+    return Stacks(tuple(seen), _threads(), max(0, len(tasks) - most_tasks))
 
 
 # -- threads -------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def _frames(frame: FrameType | None) -> tuple[str, ...]:
 
 
 def _tasks() -> list[asyncio.Task[Any]]:
-    """Tasks that are not done, of every loop: those that run first, then by name."""
+    """Tasks that are not done, of every loop."""
     found: dict[asyncio.Task[Any], None] = {}
     for task in (*_noted_tasks(), *_tasks_of_loops()):
         if not task.done():

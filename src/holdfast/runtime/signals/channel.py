@@ -110,14 +110,13 @@ class SignalChannel:
     # -- on the loop -----------------------------------------------------------------------------
 
     async def _some(self) -> bool:
+        self._take_in()
         while not self._waiting:
-            self._take_in()
-            if self._waiting:
-                break
             if self.closed:
                 return False
             self._changed.clear()
             await self._changed.wait()
+            self._take_in()
         return True
 
     def _take_in(self) -> None:

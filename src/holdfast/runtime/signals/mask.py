@@ -43,12 +43,14 @@ __all__ = [
     "ProcessSignals",
     "block_signals",
     "child_setup",
+    "keep",
     "numbers_of",
     "unblocked",
     "unmasked_threads",
 ]
 
-_EARLY: Final = 64
+_WAITING: Final = 64
+"""Notes that wait for a reader before equal ones are joined."""
 _RESPECTED: Final = frozenset({"SIGHUP"})
 
 
@@ -67,6 +69,12 @@ class Blocked:
     overridden: frozenset[int]
 
 
+def keep(waiting: deque[SignalNote], note: SignalNote) -> None:
+    """Add a note to those that wait for somebody to take them: of each signal at least one."""
+    if len(waiting) < _WAITING or all(one.number != note.number for one in tuple(waiting)):
+        waiting.append(note)
+
+
 class ProcessSignals:
     """What was done to the signals of this process, and can be undone.
 
@@ -82,7 +90,7 @@ class ProcessSignals:
         self.blocked: frozenset[int] = frozenset()
         self.before: dict[int, Any] = {}
         self.sink: Callable[[SignalNote], None] | None = None
-        self.early: deque[SignalNote] = deque(maxlen=_EARLY)
+        self.early: deque[SignalNote] = deque()
         self.after_fork: Callable[[], None] | None = None
         self.spawning = Spawning(self.caught)
 
@@ -92,7 +100,7 @@ class ProcessSignals:
         note = describe(number)
         sink = self.sink
         if sink is None:
-            self.early.append(note)
+            keep(self.early, note)
         else:
             sink(note)
 

@@ -123,40 +123,45 @@ class WaitingReader:
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._numbers = frozenset(numbers)
+        self._lock = threading.Lock()
         self._waits: int | None = None
         self._woken = False
+        self._called = False
 
     def wait(self) -> list[SignalNote]:
-        self._waits = threading.get_ident()
-        try:
+        with self._lock:
             if self._woken:
                 self._woken = False
                 return []
-            info: signal.struct_siginfo | None = signal.sigwaitinfo(self._numbers)
-        finally:
+            self._waits = threading.get_ident()
+        info: signal.struct_siginfo | None = signal.sigwaitinfo(self._numbers)
+        with self._lock:  # who wakes a thread must find it alive
             self._waits = None
         found: list[SignalNote] = []
         while info is not None:
-            if not _is_call(info):
+            if not self._is_call(info):
                 found.append(describe(info.si_signo, info.si_code, info.si_pid, info.si_uid))
             info = signal.sigtimedwait(self._numbers, 0)
         return found
 
     def wake(self) -> None:
-        # A signal to that thread alone, told from those to the process by its code. Should the
-        # thread have left the wait meanwhile, it finds it there the next time and passes it over.
-        self._woken = True
-        ident = self._waits
-        if ident is not None:
-            signal.pthread_kill(ident, min(self._numbers))
+        # A signal to that thread alone; the kernel hands those out before the ones to the process.
+        # The C library does not say which is which, so there is never more than one under way.
+        with self._lock:
+            if self._waits is None:
+                self._woken = True
+            elif not self._called:
+                self._called = True
+                signal.pthread_kill(self._waits, min(self._numbers))
 
     def close(self) -> None:
         pass  # it holds nothing
 
-
-def _is_call(info: signal.struct_siginfo) -> bool:
-    # Nothing but `wake` sends anything to the thread that reads.
-    return info.si_code == -6 and info.si_pid == os.getpid()
+    def _is_call(self, info: signal.struct_siginfo) -> bool:
+        if self._called and info.si_signo == min(self._numbers) and info.si_pid == os.getpid():
+            self._called = False
+            return True
+        return False
 
 
 def reader_for(numbers: Iterable[int]) -> Reader | None:

@@ -19,7 +19,7 @@ from holdfast.domain.lifecycle.meaning import (
     canonical,
 )
 from holdfast.runtime.signals.channel import BOUND, SignalChannel
-from holdfast.runtime.signals.mask import PROCESS, numbers_of, unmasked_threads
+from holdfast.runtime.signals.mask import PROCESS, keep, numbers_of, unmasked_threads
 from holdfast.runtime.signals.note import SignalNote, name_of, number_of
 from holdfast.runtime.signals.readers import Reader, reader_for
 
@@ -28,7 +28,6 @@ __all__ = ["Signals"]
 _FAULTS: Final = frozenset(
     {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
 )
-_UNCLAIMED: Final = 64
 _PATIENCE: Final = 5.0
 """Seconds that `close` waits for the reading thread, which ends at once."""
 
@@ -75,7 +74,7 @@ class Signals:
         self._reader: Reader | None = None
         self._thread: threading.Thread | None = None
         self._channels: tuple[SignalChannel, ...] = ()
-        self._unclaimed: deque[SignalNote] = deque(maxlen=_UNCLAIMED)
+        self._unclaimed: deque[SignalNote] = deque()
         self._ended = False
 
     def __enter__(self) -> Signals:
@@ -228,8 +227,12 @@ class Signals:
                     self._tell(note)
                 except Exception as error:
                     sys.excepthook(type(error), error, error.__traceback__)
-        self._unclaimed.extend(notes)
-        self._hand_out()
+        channels = self._channels
+        for note in notes:
+            if not self._offer(note, channels):
+                keep(self._unclaimed, note)
+        if self._channels is not channels:
+            self._hand_out()
 
     def _hand_out(self) -> None:
         # Without a lock, because a handler may come in between in the same thread. A note is taken
