@@ -9,10 +9,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Final
 
 from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
+from holdfast.adapters.uvloop import loop_factory
 from holdfast.apps.serve.handover import Handover, handover_from_json
 from holdfast.apps.serve.hosted import Hosted, drain_limit
 from holdfast.apps.serve.offspring import die_with
@@ -93,16 +93,8 @@ def run_worker(
     Raises:
         ServeError: it cannot start, and whoever gave the command can put that right.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_Service(plan, file, url, sockets, link).live())
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 class _Service:
@@ -148,7 +140,9 @@ class _Service:
             cut=self._host.cut,
             shared=True,
         )
-        self._operator = Operator(pages(self._about, self._policy, hosted.counts))
+        self._operator = Operator(
+            pages(self._about, self._policy, hosted.counts, self._lifecycle), {}
+        )
         self._host.add("application", start=application.start, stop=application.stop)
         self._host.add("server", self._server)
 
@@ -218,6 +212,10 @@ class _Service:
             "url": self._url,
             "mode": policy.mode,
         }
+
+    def _lifecycle(self) -> dict[str, object]:
+        records = [record.as_dict() for record in self._host.journal.records]
+        return {"phase": str(self._host.phase), "ready": self._host.ready, "records": records}
 
     def _policy(self) -> str:
         file = self._hosted.file
