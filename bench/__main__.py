@@ -31,7 +31,7 @@ PEERS: Final = (
     "quattro", "aiofence", "opentelemetry-instrumentation-asgi",
 )  # fmt: skip
 
-MORE: Final = ("servers", "cells", "stops")
+MORE: Final = ("servers", "cells", "stops", "stop")
 """Options that are handed on to the figure."""
 
 Step = Callable[[str, float, str], None]
@@ -67,6 +67,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=choices, help="this figure; repeatable")
     parser.add_argument("--server", dest="servers", action="append", help="of stop.*: this one")
     parser.add_argument("--cell", dest="cells", action="append", help="of stop.cells: this one")
+    parser.add_argument("--set", dest="stop", action="append", metavar="KEY=VALUE",
+                        help="of stop.*: this in our table [stop]")  # fmt: skip
     parser.add_argument("--stops", type=int, help="of stop.cells: stops in each cell")
     parser.add_argument("--json", metavar="FILE", help="write what was measured to FILE")
     parser.add_argument(

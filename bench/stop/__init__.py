@@ -3,6 +3,8 @@
     make bench ARGS="--only stop"            all parts, 20 stops in each cell: more than an hour
     make bench ARGS="--only stop --quick"    2 stops in each cell
     make bench ARGS="--only stop.cells --server holdfast --server uvicorn"
+    make bench ARGS="--only stop.cells --server holdfast --set lame_duck=1 --json FILE"
+    python -m bench.stop.short FILE          what of it goes into the README
 
     load, tally   the clients (a process of their own), and what they saw, counted
     servers       the contenders and how each is started; peers/ has the service for them

@@ -14,7 +14,7 @@ from bench._harness import Cell, Check, Sheet, Tell
 from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import clients, free_port, running
-from bench.stop.servers import Ask, Server, chosen, versions
+from bench.stop.servers import Ask, Server, chosen, stop_table, versions
 from bench.stop.tally import LOST
 
 __all__ = ["CELLS", "Situation", "measure", "sheet", "stop_once"]
@@ -59,12 +59,15 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]
     stops = variant.get("stops") or (2 if quick else 20)
     cells = variant.get("cells") or FIVE
     servers = chosen(variant.get("servers"))
+    settings = stop_table(variant)
     attempts = Attempts()
     turns = [(cell, server) for _ in range(stops) for cell in cells for server in servers]
     for index, (cell, server) in enumerate(turns):
         tell(index / len(turns), f"{server.name}, {cell}")
-        attempts(server, partial(stop_once, server, cell, seed=index))
+        attempts(server, partial(stop_once, server, cell, seed=index, stop=settings))
     result = sheet(servers, cells, attempts.found)
+    if settings:
+        result.notes.append(f"holdfast with {settings}.")
     result.notes += attempts.notes()
     yield result
 

@@ -1,7 +1,8 @@
 """What a client has half done at SIGTERM, and how long it holds the exit.
 
-A request of one second is under way beside each of them, so that what happens is decided by the
-connection and not by the end of the process. The client goes on 0.3 s after the signal.
+A request of one second is under way beside each of them but the last, so that what happens is
+decided by the connection and not by the end of the process. The client goes on 0.3 s after the
+signal.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def half_hello(sock: socket.socket, told: Callable[[], None]) -> str:
 
 
 def idle_tls(sock: socket.socket, told: Callable[[], None]) -> str:
-    """A connection that had an answer, of a client that does not read meanwhile."""
+    """A connection that had an answer, of a client that does not read meanwhile; all by itself."""
     with _trusting().wrap_socket(sock, server_hostname="localhost") as wrapped:
         wrapped.sendall(HELLO)
         answer(wrapped)
@@ -162,8 +163,9 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]
         sheet.rows.append([name, *(cells.get(server.name, "-") for server in servers)])
     sheet.notes = [
         f"{versions(servers)}.",
-        f"A request of 1 s is under way. Requests get {TIMEOUT:.0f} s where a server can be told;"
-        f" after {KILLED:.0f} s ({KILLED_TLS:.0f} s with TLS) it is killed.",
+        f"A request of 1 s is under way, and requests get {TIMEOUT:.0f} s where a server can be"
+        " told; in the last row neither."
+        f" After {KILLED:.0f} s ({KILLED_TLS:.0f} s with TLS) a server is killed.",
         *attempts.notes(),
     ]
     yield sheet
@@ -173,12 +175,15 @@ def edge(server: Server, name: str, tls: tuple[str, str] | None) -> dict[str, An
     """One of `EDGES` on one server: what the client saw, and the seconds to the exit."""
     secure = tls if name in TLS else None
     limit = KILLED_TLS if secure else KILLED
-    timeout = TIMEOUT if "timeout" in server.can else None
+    alone = EDGES[name] is idle_tls
+    timeout = TIMEOUT if "timeout" in server.can and not alone else None
     ask = Ask(free_port(), timeout=timeout, tls=secure)
     with ExitStack() as stack:
         process = stack.enter_context(running(server, ask))
-        if not secure:
+        if not alone:
             other = stack.enter_context(_connected(ask.port))
+            if secure:
+                other = stack.enter_context(_trusting().wrap_socket(other))
             other.sendall(UNDER_WAY)
         sock = stack.enter_context(_connected(ask.port))
         begun: list[float] = []

@@ -13,7 +13,7 @@ from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import Running, clients, free_port, running
 from bench.stop.roll import LOAD, lasting, result
-from bench.stop.servers import Ask, Server, chosen
+from bench.stop.servers import Ask, Server, chosen, stop_table
 
 __all__ = ["hup", "measure"]
 
@@ -28,25 +28,29 @@ CALM: Final = 0.3
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"), "workers")
     times = 3 if quick else TIMES
+    settings = stop_table(variant)
     attempts = Attempts()
     for index, server in enumerate(servers):
 
         def part(done: float, what: str, index: int = index) -> None:
             tell((index + done) / len(servers), what)
 
-        attempts(server, partial(hup, server, times, part))
+        attempts(server, partial(hup, server, times, part, settings))
     sheet = result(f"{times} HUPs to a master with 2 workers", servers, attempts.found)
     sheet.notes += attempts.notes()
     yield sheet
 
 
-def hup(server: Server, times: int, tell: Tell) -> dict[str, Any]:
+def hup(server: Server, times: int, tell: Tell, stop: dict[str, object]) -> dict[str, Any]:
     """What 40 clients lose, see `bench.stop.tally.tally`, and the seconds of each roll."""
     port = free_port()
     told: list[float] = []
     rolls: list[float] = []
     stuck = False
-    with running(server, Ask(port, workers=2)) as master, clients(Load(port, **LOAD)) as crowd:
+    with (
+        running(server, Ask(port, workers=2, stop=stop)) as master,
+        clients(Load(port, **LOAD)) as crowd,
+    ):
         crowd.wait_until_warm()
         time.sleep(1.0)  # the second worker may be on its way
         for index in range(times):

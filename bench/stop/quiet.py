@@ -53,8 +53,10 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]
                 f"{statistics.median(after):.2f} ({max(after):.2f})",
             ]
         )
-        over = Cell(min(after), statistics.median(after)).less(Cell(window, window))
-        sheet.checks.append(Check(f"window {window:g} s: exit after it", over, ABOVE, "ms"))
+        # The median is what is held to the goal; the longest is shown beside it.
+        over = Cell(statistics.median(after), max(after)).less(Cell(window, window))
+        what = f"window {window:g} s: from the last answer to the exit, beyond the window"
+        sheet.checks.append(Check(f"{what} (longest)", over, ABOVE, "ms"))
         sheet.data += found
     sheet.notes = ["After the last answer: median (longest). Lost: of 50 connections in each stop."]
     yield sheet

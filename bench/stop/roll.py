@@ -13,7 +13,7 @@ from bench._harness import Cell, Check, Sheet, Tell
 from bench.stop.attempt import Attempts
 from bench.stop.load import Load
 from bench.stop.process import Running, clients, free_port, running
-from bench.stop.servers import Ask, Server, chosen, versions
+from bench.stop.servers import Ask, Server, chosen, stop_table, versions
 from bench.stop.tally import STALL
 
 __all__ = ["LOAD", "lasting", "measure", "result", "roll"]
@@ -31,31 +31,33 @@ LOAD: Final[dict[str, Any]] = {
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
     servers = chosen(variant.get("servers"), "reuse")
     times = 3 if quick else TIMES
+    settings = stop_table(variant)
     attempts = Attempts()
     for index, server in enumerate(servers):
 
         def part(done: float, what: str, index: int = index) -> None:
             tell((index + done) / len(servers), what)
 
-        attempts(server, partial(roll, server, times, part))
+        attempts(server, partial(roll, server, times, part, settings))
     title = f"{times} restarts on one port (SO_REUSEPORT), the new process up before the old stops"
     sheet = result(title, servers, attempts.found)
     sheet.notes += attempts.notes()
     yield sheet
 
 
-def roll(server: Server, times: int, tell: Tell) -> dict[str, Any]:
+def roll(server: Server, times: int, tell: Tell, stop: dict[str, object]) -> dict[str, Any]:
     """What 40 clients lose, see `bench.stop.tally.tally`, and the seconds of each exit."""
     port = free_port()
+    ask = Ask(port, reuse=True, stop=stop)
     terms: list[float] = []
     exits: list[float] = []
     with ExitStack() as stack:
-        old = stack.enter_context(running(server, Ask(port, reuse=True)))
+        old = stack.enter_context(running(server, ask))
         crowd = stack.enter_context(clients(Load(port, **LOAD)))
         crowd.wait_until_warm()
         for index in range(times):
             tell(index / times, f"{server.name}, restart {index + 1}")
-            new = stack.enter_context(running(server, Ask(port, reuse=True), wait=False))
+            new = stack.enter_context(running(server, ask, wait=False))
             _wait_until_up(server, new)
             told = old.signal()
             old.wait(EXIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["SERVERS", "Ask", "Server", "chosen", "missing", "versions"]
+__all__ = ["SERVERS", "Ask", "Server", "chosen", "missing", "stop_table", "versions"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 APP: Final = "bench.stop.peers.asgi:app"
@@ -188,6 +189,18 @@ def chosen(names: Sequence[str] | None, *abilities: str) -> list[Server]:
     """The servers of these names, or all; without those that are absent or lack an ability."""
     servers = [SERVERS[name] for name in names] if names else list(SERVERS.values())
     return [s for s in servers if s.can >= set(abilities) and not missing(s)]
+
+
+def stop_table(variant: dict[str, Any]) -> dict[str, object]:
+    """Our table `[stop]` as `--set` gave it: `KEY=VALUE`, the value as in JSON or else a text."""
+    table: dict[str, object] = {}
+    for pair in variant.get("stop", []):
+        key, _, value = pair.partition("=")
+        try:
+            table[key] = json.loads(value)
+        except ValueError:
+            table[key] = value
+    return table
 
 
 def missing(server: Server) -> str:
