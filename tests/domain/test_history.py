@@ -129,6 +129,13 @@ def test_a_worker_that_joins_late_opens_the_stop_again() -> None:
     assert after(*whole("a", Outcome.CLEAN), (2.0, Begun("a", "m", TERMS))).stops[0].over
 
 
+def test_whoever_joins_one_stop_does_not_join_another() -> None:
+    a, b = (0.0, Begun("a", "1", TERMS)), (1.0, Begun("b", "1", TERMS))
+    one, two = after(a, b, (2.0, Begun("a", "2", TERMS))).stops
+    assert [member.name for member in one.members] == ["1", "2"]
+    assert [member.name for member in two.members] == ["1"]
+
+
 def test_decisions_are_made_once() -> None:
     history, judged = MACHINE.step(History(), Begun("a", "m", TERMS), 0.0)
     assert list(judged) == []

@@ -182,6 +182,7 @@ def test_what_is_wrong_with_a_stop(stop: object, key: str, problem: str) -> None
         ({"ready": "/livez"}, ".ready", "'/livez' is the path of 'alias' already"),
         ({"check_timeout": 0}, ".check_timeout", "must be longer than 0, and have an end"),
         ({"check_timeout": "inf"}, ".check_timeout", "must be longer than 0, and have an end"),
+        ({"alias": "", "ready": "x"}, ".ready", "'x' is not a path such as '/healthz'"),
         ({"cache": "inf"}, ".cache", "must be a duration of at least 0, and have an end"),
     ],
 )
@@ -198,7 +199,8 @@ def test_settings_made_in_python_are_checked_too(name: str, value: float) -> Non
 
 
 def test_a_meaning_made_in_python_is_checked_too() -> None:
-    with pytest.raises(ConfigError, match=r"^stop\.quit: 'die' is not a meaning"):
+    problem = r"^stop\.quit: 'die' is not a meaning; use one of: dump, stop$"
+    with pytest.raises(ConfigError, match=problem):
         StopSettings(quit="die")  # type: ignore[arg-type]
 
 
@@ -208,6 +210,10 @@ def test_health_made_in_python_is_checked_too(value: float) -> None:
         HealthSettings(cache=value)
     with pytest.raises(ConfigError, match=r"^health\.check_timeout: "):
         HealthSettings(check_timeout=value)
+
+
+def test_a_path_may_be_of_any_letters() -> None:
+    assert lifecycle_from_mapping({"health": {"live": "/X-é_1"}}).health.live == "/X-é_1"
 
 
 def test_a_start_and_a_base_may_be_without_limit() -> None:

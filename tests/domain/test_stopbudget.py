@@ -61,6 +61,18 @@ def test_a_cleanup_longer_than_the_grace_is_all_of_it() -> None:
     assert stop_budget(grace=3, cleanup=5, base=1) == StopBudget(0, 0, 3)
 
 
+def test_the_law_holds_where_sums_are_rounded_up() -> None:
+    assert 1.024 + (15.9 - 1.024) > 15.9
+    budget = stop_budget(grace=15.9, cleanup=1.024, base=60, lame_duck=0)
+    assert budget.total <= 15.9
+    assert budget.drain == pytest.approx(14.876, abs=1e-12)
+    assert budget.drain == 15.9 - 1.024 - 2 * math.ulp(15.9)
+
+
+def test_the_least_lame_duck_is_none() -> None:
+    assert stop_budget(grace=1.5, cleanup=0, base=1).lame_duck == 0.5
+
+
 def test_instants() -> None:
     budget = StopBudget(lame_duck=2, drain=10, cleanup=5)
     assert budget.drain_deadline(100) == 112
@@ -150,7 +162,8 @@ def test_what_is_advised_helps(grace: float, cleanup: float, longest: float) -> 
     ],
 )
 def test_what_cannot_be(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="negative"):
+    problem = "base, cap and failures are not|the grace has an end, and no share is"
+    with pytest.raises(ValueError, match=rf"^({problem}) negative$"):
         stop_budget(**({"grace": 30, "cleanup": 5, "base": 10} | wrong))  # type: ignore[arg-type]
 
 

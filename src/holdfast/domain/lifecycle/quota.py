@@ -107,7 +107,7 @@ def memory_of(text: str) -> int | None:
 
 def _positive(text: str) -> int:
     word = text.strip()
-    if not word.isascii() or not word.isdigit() or not 0 < len(word) < 20 or int(word) == 0:
+    if not word.isascii() or not word.isdigit() or len(word) >= 20 or int(word) == 0:
         raise ValueError(f"{text!r} is not a positive whole number")
     return int(word)
 

@@ -10,9 +10,9 @@ Rule 3. A stop has an end: of its times only `base` and `start` may be without l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, TypeAlias
 
 from holdfast.domain.errors import ConfigError
 from holdfast.domain.instant import Duration, format_duration
@@ -121,6 +121,7 @@ _FINITE: Final = (
     "websocket",
     "retry_after",
 )
+_DURATIONS: Final = (*_FINITE, "base", "start")
 _POSITIVE: Final = ("grace", "cap", "base", "start")
 _PARTS: Final = (
     ("cleanup", "the clean-up is carved out of the grace"),
@@ -133,7 +134,7 @@ _PARTS: Final = (
 
 def _broken_stop(stop: StopSettings) -> tuple[str, str] | None:
     """The first law that the settings break, as the key and the reason; `None` for none."""
-    for name in (*_FINITE, "base", "start"):
+    for name in _DURATIONS:
         value: float | None = getattr(stop, name)
         if value is None:
             continue
@@ -192,39 +193,31 @@ def _broken_health(health: HealthSettings) -> tuple[str, str] | None:
     return None
 
 
-_STOP_KEYS: Final = (
-    "grace",
-    "base",
-    "cap",
-    "calm",
-    "lame_duck",
-    "lame_duck_least",
-    "quiet",
-    "cleanup",
-    "websocket",
-    "returning",
-    "retry_after",
-    "quit",
-    "memory",
-    "start",
-)
-_HEALTH_KEYS: Final = ("enabled", "live", "alias", "ready", "check_timeout", "cache")
+_STOP_KEYS: Final = tuple(item.name for item in fields(StopSettings))
+_HEALTH_FORMS: Final[Mapping[str, Callable[[object, str], object]]] = {
+    "enabled": as_flag,
+    "live": as_text,
+    "alias": as_text,
+    "ready": as_text,
+    "check_timeout": as_duration,
+    "cache": as_duration,
+}
 _PLAIN: Final = StopSettings()
 _CLEANUP_SHARE: Final = 1 / 6
 _FAREWELL_SHARE: Final = 1 / 3
 """Of the grace, and of what the clean-up leaves of it: what defaults may take at most."""
 
 
-def _inherited(table: Mapping[str, object], grace: Duration) -> Mapping[str, Duration]:
-    """The defaults, as far as the grace has room for them."""
+def _inherited(given: Mapping[str, Duration]) -> Mapping[str, Duration]:
+    """The defaults, as far as what is given has room for them."""
+    grace = given.get("grace", _PLAIN.grace)
     cleanup = min(_PLAIN.cleanup, grace * _CLEANUP_SHARE)
-    room = max(0.0, grace - read(table, "stop", "cleanup", as_duration, cleanup))
-    calm = read(table, "stop", "lame_duck", as_duration, _PLAIN.calm)
+    room = max(0.0, grace - given.get("cleanup", cleanup)) * _FAREWELL_SHARE
     return {
         "cleanup": cleanup,
-        "quiet": min(_PLAIN.quiet, room * _FAREWELL_SHARE),
-        "websocket": min(_PLAIN.websocket, room * _FAREWELL_SHARE),
-        "calm": min(_PLAIN.calm, calm),
+        "quiet": min(_PLAIN.quiet, room),
+        "websocket": min(_PLAIN.websocket, room),
+        "calm": min(_PLAIN.calm, given.get("lame_duck", math.inf)),
     }
 
 
@@ -237,41 +230,26 @@ def _quit(value: object, path: str) -> QuitMeaning:
 
 def _stop(value: object, grace: Duration | None) -> StopSettings:
     table = as_table(value, "stop", _STOP_KEYS)
-    whole = read(table, "stop", "grace", as_duration, _PLAIN.grace) if grace is None else grace
-    default = _inherited(table, whole)
-
-    def seconds(name: str, otherwise: Duration) -> Duration:
-        return read(table, "stop", name, as_duration, default.get(name, otherwise))
-
-    return StopSettings(
-        grace=whole,
-        base=seconds("base", 0.0) if "base" in table else None,
-        cap=seconds("cap", _PLAIN.cap),
-        calm=seconds("calm", _PLAIN.calm),
-        lame_duck=seconds("lame_duck", 0.0) if "lame_duck" in table else None,
-        lame_duck_least=seconds("lame_duck_least", _PLAIN.lame_duck_least),
-        quiet=seconds("quiet", _PLAIN.quiet),
-        cleanup=seconds("cleanup", _PLAIN.cleanup),
-        websocket=seconds("websocket", _PLAIN.websocket),
+    given = {name: as_duration(table[name], f"stop.{name}") for name in _DURATIONS if name in table}
+    if grace is not None:
+        given["grace"] = grace
+    return replace(
+        _PLAIN,
+        **{**_inherited(given), **given},
         returning=read(table, "stop", "returning", as_flag, _PLAIN.returning),
-        retry_after=seconds("retry_after", _PLAIN.retry_after),
         quit=read(table, "stop", "quit", _quit, _PLAIN.quit),
         memory=read(table, "stop", "memory", as_text, _PLAIN.memory),
-        start=seconds("start", _PLAIN.start),
     )
 
 
 def _health(value: object) -> HealthSettings:
-    table = as_table(value, "health", _HEALTH_KEYS)
-    plain = HealthSettings()
-    return HealthSettings(
-        enabled=read(table, "health", "enabled", as_flag, plain.enabled),
-        live=read(table, "health", "live", as_text, plain.live),
-        alias=read(table, "health", "alias", as_text, plain.alias),
-        ready=read(table, "health", "ready", as_text, plain.ready),
-        check_timeout=read(table, "health", "check_timeout", as_duration, plain.check_timeout),
-        cache=read(table, "health", "cache", as_duration, plain.cache),
-    )
+    table = as_table(value, "health", tuple(_HEALTH_FORMS))
+    given: dict[str, Any] = {
+        name: form(table[name], f"health.{name}")
+        for name, form in _HEALTH_FORMS.items()
+        if name in table
+    }
+    return replace(HealthSettings(), **given)
 
 
 def lifecycle_from_mapping(
