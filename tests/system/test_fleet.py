@@ -208,6 +208,16 @@ def test_stopped_while_it_starts(home: Home) -> None:
     assert count(served, r"worker\.started") == 1
 
 
+def test_stopped_while_the_application_is_loaded(home: Home) -> None:
+    home.write("heavy.py", "import time\ntime.sleep(40)\n")
+    with home.serve("heavy:app", "--workers", "2", ready=False) as served:
+        served.wait_for(r"worker\.started")
+        (worker,) = children(served.pid)
+        time.sleep(0.5)
+        assert served.stop(signal.SIGTERM) == 0
+        assert not alive(worker)
+
+
 # -- rolls -----------------------------------------------------------------------------------------
 
 

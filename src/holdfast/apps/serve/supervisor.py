@@ -61,6 +61,7 @@ from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meaning, Meaning
 from holdfast.domain.record import Record, record_from_dict
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.lifecycle.journal import Journal, LogReader
+from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalChannel, SignalNote, Signals, block_signals
 from holdfast.runtime.stacks import dump
 from holdfast.runtime.timers import Alarm
@@ -134,6 +135,8 @@ class Supervisor:
         self._feeding = False
         self._alarm: Alarm | None = None
         self._code = 0
+        self._why = "the fleet stops"
+        self._at_once = False
         self._terminal = _has_terminal()
 
     def run(self) -> int:
@@ -150,12 +153,17 @@ class Supervisor:
 
     async def _supervise(self, signals: Signals) -> int:
         self._driver: Driver = driver_of(asyncio.get_running_loop())
+        reaper = Reaper() if is_first() else None
+        if reaper is not None:
+            reaper.start()
         self._notes: SignalChannel = signals.subscribe()
         try:
             self._feed(Tick())
             async for note in self._notes:
                 self._signalled(note)
         finally:
+            if reaper is not None:
+                reaper.stop()
             for child in self._children.values():
                 child.link.close()
         return self._code
@@ -228,9 +236,13 @@ class Supervisor:
             # First our own copies: then the workers alone hold the accept queue, and empty it.
             for sock in self._sockets:
                 sock.close()
-        seconds = retire.seconds - min(MARGIN, retire.seconds / 2)
-        cause = "the supervisor stops" if retire.final else "the worker is replaced"
-        order = StopOrder(seconds, retire.final, retire.force, cause)
+        order = StopOrder(
+            seconds=retire.seconds - min(MARGIN, retire.seconds / 2),
+            final=retire.final,
+            force=retire.force,
+            at_once=retire.final and self._at_once,
+            cause=self._why if retire.final else "another worker takes its place",
+        )
         self._children[retire.pid].link.stop(order)
 
     def _report(self, report: Report) -> None:
@@ -253,10 +265,10 @@ class Supervisor:
     def _heard(self, pid: int, message: Mapping[str, object]) -> None:
         match message:
             case {"ready": True}:
+                self._feed(Ready(pid))
                 if self._ready is not None:
                     ready, self._ready = self._ready, None
                     ready()
-                self._feed(Ready(pid))
             case {"phase": str(phase)}:
                 self._children[pid].phase = phase
             case {"record": record}:
@@ -287,6 +299,7 @@ class Supervisor:
         )
         match note.name:
             case "SIGTERM" | "SIGINT":
+                self._at_once = self._terminal and note.name == "SIGINT"
                 self._stop(note.line())
             case "SIGHUP":
                 self._hang_up()
@@ -298,13 +311,15 @@ class Supervisor:
                 self._resize(+1 if note.name == "SIGTTIN" else -1)
 
     def _stop(self, why: str) -> None:
+        self._why = why
         stopping = self._state.mode is Mode.STOPPING
         self._feed(ForceAsked(f"{why}, while it stops") if stopping else StopAsked(why))
 
     def _hang_up(self) -> None:
         """Read the policy again, and give it to new workers; or stop with the terminal."""
         if self._terminal and not _has_terminal():
-            self._feed(StopAsked("the terminal is gone"))
+            self._why = "the terminal is gone"
+            self._feed(StopAsked(self._why))
             return
         if self._state.mode is Mode.STOPPING:
             return
@@ -333,7 +348,8 @@ class Supervisor:
         self._write_stacks("SIGUSR1")
 
     def _write_stacks(self, why: str) -> None:
-        print(f"the supervisor, {os.getpid()}\n{dump()}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal is gone
+            print(f"the supervisor, {os.getpid()}\n{dump()}", file=sys.stderr, flush=True)
         self._journal.write("dump.written", why, "the stacks of the supervisor")
 
     def _resize(self, by: int) -> None:

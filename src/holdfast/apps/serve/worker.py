@@ -69,6 +69,7 @@ def _serve(handover: Handover, link: WorkerEnd) -> int:
         sock.set_inheritable(False)
     try:
         file = handover.plan.policy()
+        link.listen(file.lifecycle.stop.grace)
         return run_worker(handover.plan, file, handover.url, sockets, link)
     except ServeError as error:
         print(f"{error.trace}holdfast serve: {error}", file=sys.stderr, flush=True)
@@ -149,9 +150,7 @@ class _Service:
     async def live(self) -> int:
         """Serve; the exit code."""
         loop = asyncio.get_running_loop()
-        self._link.listen(
-            lambda order: loop.call_soon_threadsafe(self._ordered, order), self._stop.grace
-        )
+        self._link.obey(lambda order: loop.call_soon_threadsafe(self._ordered, order))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)

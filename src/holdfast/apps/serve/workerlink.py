@@ -1,7 +1,8 @@
 """What a supervisor and its worker tell each other, over a socket pair: one JSON object a line.
 
     down  the handover (see `handover`), first and once
-          {"stop": {"seconds": 12.0, "final": true, "force": false, "cause": "SIGTERM"}}
+          {"stop": {"seconds": 12.0, "final": true, "force": false, "at_once": false,
+                    "cause": "SIGTERM from process 1 (systemd) of user 0"}}
     up    {"phase": "initializing"}    where the worker is in its life
           {"ready": true}              it accepts connections
           {"record": {...}}            see `domain.record`
@@ -37,6 +38,7 @@ _MOST_UNSENT: Final = 1024 * 1024
 _CHUNK: Final = 65_536
 _LAST_WORDS: Final[Duration] = 1.0
 _ORPHANED: Final = 4
+_TOLD_EARLY: Final = 128 + signal.SIGTERM
 _log: Final = logging.getLogger("holdfast.serve")
 
 
@@ -48,6 +50,7 @@ class StopOrder:
         seconds: how long it may take for it; it is killed some time later.
         final: whether nobody else serves what waits in the accept queue.
         force: whether it is to cut what it serves.
+        at_once: whether somebody sits at the terminal, and nobody else has to learn of it first.
         cause: why, in one line.
         orphan: whether it is no order at all: the supervisor is gone.
     """
@@ -55,6 +58,7 @@ class StopOrder:
     seconds: Duration
     final: bool = False
     force: bool = False
+    at_once: bool = False
     cause: str = ""
     orphan: bool = False
 
@@ -95,6 +99,7 @@ class SupervisorEnd:
             "seconds": order.seconds,
             "final": order.final,
             "force": order.force,
+            "at_once": order.at_once,
             "cause": order.cause,
         }
         self.say(json.dumps({"stop": told}))
@@ -171,16 +176,16 @@ class WorkerEnd:
         self._unsent = bytearray()
         self._lost = 0
         self._over = threading.Event()
+        self._stop: Callable[[StopOrder], object] = _end_at_once
 
     def handover(self) -> bytes:
         """The first line; empty when the supervisor is gone already."""
         return self._next_line()
 
-    def listen(self, stop: Callable[[StopOrder], object], patience: Duration) -> None:
-        """Hear orders from now on.
+    def listen(self, patience: Duration) -> None:
+        """Hear orders from now on. Until there is somebody who obeys, one is the end at once.
 
         Args:
-            stop: is called with each, in a thread of its own.
             patience: seconds that a worker without a supervisor has to stop by itself.
         """
         # Signals are for the threads of the application: a thread starts with the mask of whoever
@@ -188,11 +193,15 @@ class WorkerEnd:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             ears = threading.Thread(
-                target=self._hear, args=(stop, patience), name="holdfast supervisor", daemon=True
+                target=self._hear, args=(patience,), name="holdfast supervisor", daemon=True
             )
             ears.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def obey(self, stop: Callable[[StopOrder], object]) -> None:
+        """Have `stop` called with each order from now on, in a thread of its own."""
+        self._stop = stop
 
     def ready(self) -> None:
         """Say that connections are accepted."""
@@ -239,15 +248,15 @@ class WorkerEnd:
                 return
             del self._unsent[:sent]
 
-    def _hear(self, stop: Callable[[StopOrder], object], patience: Duration) -> None:
+    def _hear(self, patience: Duration) -> None:
         with suppress(OSError):
             while line := self._next_line():
                 order = _order(line)
                 if order is not None:
-                    stop(order)
+                    self._tell(order)
         if self._over.is_set():
             return
-        stop(StopOrder(patience, final=True, cause="the supervisor is gone", orphan=True))
+        self._tell(StopOrder(patience, final=True, cause="the supervisor is gone", orphan=True))
         threading.Event().wait(patience)
         print(
             f"holdfast serve: worker {os.getpid()} has no supervisor, and did not stop within "
@@ -256,6 +265,10 @@ class WorkerEnd:
             flush=True,
         )
         os._exit(_ORPHANED)
+
+    def _tell(self, order: StopOrder) -> None:
+        with suppress(RuntimeError):  # its loop is closed: it has stopped already
+            self._stop(order)
 
     def _next_line(self) -> bytes:
         """The next line, with its end; empty when the supervisor is gone."""
@@ -268,6 +281,12 @@ class WorkerEnd:
         return line + b"\n"
 
 
+def _end_at_once(order: StopOrder) -> None:
+    """While the application is loaded nothing is served, and nobody can wait for its code."""
+    sys.stderr.flush()
+    os._exit(_TOLD_EARLY)
+
+
 def _order(line: bytes) -> StopOrder | None:
     try:
         given: dict[str, Any] = json.loads(line)["stop"]
@@ -275,6 +294,7 @@ def _order(line: bytes) -> StopOrder | None:
             seconds=float(given["seconds"]),
             final=given["final"] is True,
             force=given["force"] is True,
+            at_once=given["at_once"] is True,
             cause=str(given["cause"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
