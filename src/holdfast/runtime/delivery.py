@@ -43,13 +43,7 @@ _POLL_FIRST: Final[Duration] = 0.001
 _POLL_LAST: Final[Duration] = 0.05
 
 
-class Below(Protocol):
-    """Where a cancellation begins."""
-
-    def below(self) -> Iterator[Node]: ...
-
-
-class Hosted(Below, Protocol):
+class Hosted(Protocol):
     """What a delivery needs to know of a scope.
 
     Attributes:
@@ -82,6 +76,7 @@ class Hosted(Below, Protocol):
     @property
     def path(self) -> str: ...
     def reached(self) -> Cause | None: ...
+    def below(self) -> Iterator[Node]: ...
     def cancel_node(self, cause: Cause) -> bool: ...
     def suspended_in_generator(self) -> bool: ...
 
@@ -122,10 +117,6 @@ class Delivery:
         # In the next turn, outside of any task, so that a task can be run at once, and a cancel by
         # somebody else in this turn is seen first. Only a task that has not begun is cancelled here
         # and now: in the next turn it would have begun.
-        self.reach_below(scope)
-
-    def reach_below(self, scope: Below) -> None:
-        """`reach` for a node that may be the root, which has no task."""
         for node in islice(scope.below(), _SLICE):
             hosted: Any = node
             task = getattr(hosted, "task", None)
@@ -167,7 +158,7 @@ class Delivery:
         if node.shielded and node.cause is None:
             scope.shorten(now)
             return
-        task = getattr(scope, "task", None)  # the root has none
+        task = scope.task
         # Rule 1: what its parent hosts in the same task is cancelled with it.
         if task is None or (node.cause is None and getattr(node.parent, "task", None) is task):
             return

@@ -12,7 +12,7 @@ import asyncio
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -142,23 +142,32 @@ class Driver:
                 if follow is not None:
                     follow()
 
-    def cancel_root(self, cause: Cause) -> tuple[Node, ...]:
-        """Cancel everything that is open in the process, but for what is in shields.
+    def cancel_root(self, cause: Cause, spare: Container[Node] = ()) -> tuple[Node, ...]:
+        """Cancel everything that is open in the process; nothing opens in it any more.
+
+        The scopes right below the root are cancelled themselves, so that each ends with an error
+        that says why. Shields have their own time, which runs from now on.
 
         Returns the scopes right below the root that are hit; none when it was cancelled before.
+
+        Args:
+            cause: why.
+            spare: scopes that are left alone.
         """
         self.settle()
         root = self.root
-        hit = tuple(
-            node for node in root.children or () if node.cause is None and not node.shielded
-        )
-        if not root.cancel(cause):
+        if root.outcome is not None or root.cause is not None:
             return ()
+        hit: list[Node] = []
+        for node in tuple(root.children or ()):
+            scope: Any = node
+            if node.shielded:
+                scope.shorten(cause.at)
+            elif node not in spare and hasattr(node, "task") and self.begin(scope, cause):
+                hit.append(node)
+        root.cancel(cause)
         self.troubles += 1
-        if hit:
-            self.counts[f"cancelled.{cause.kind}"] += len(hit)
-        self.delivery.reach_below(root)
-        return hit
+        return tuple(hit)
 
     def close_root(self, outcome: Outcome) -> None:
         """The process is over: nothing opens here any more."""
@@ -166,7 +175,11 @@ class Driver:
         root = self.root
         if root.outcome is None and root.cause is not None:
             self.troubles -= 1
+        # What is open still (somebody who waited for this, what could not be ended) has nobody else
+        # to be handed to. It stays listed here, and keeps its cause, or that it has none.
+        children, root.children = root.children, None
         root.close(outcome)
+        root.children = children
         root.limit, root.kept = min(root.limit, self.now()), 0.0
 
     def fresh_root(self) -> None:

@@ -56,6 +56,7 @@ class Ending:
         self._process = process
         self._waves = tuple(reversed(waves))
         self._unwatch = unwatch
+        self._asked: dict[str, Shelter] = {}
 
     # -- ask -------------------------------------------------------------------------------------
 
@@ -118,10 +119,13 @@ class Ending:
             context=process.context,
         )
         process.shelter(task, shelter)
+        self._asked[part.name] = shelter
         task.add_done_callback(answered)
 
     def _force(self, part: Part, reason: str, asked: bool) -> None:
         part.forced = reason
+        if asked:
+            self._asked[part.name].end_by(self._process.driver.now())
         self._process.record(
             "shutdown.unanswered", part.name, reason, data={"asked": asked, "forced": True}
         )
@@ -145,7 +149,6 @@ class Ending:
         """Wait for what goes on after requests and has come from them; at the limit it is cut."""
         process = self._process
         driver = process.driver
-        exempt = process.waiting
 
         def bound() -> Instant:
             return process.unwound() if process.life.cutting else process.life.until
@@ -153,6 +156,7 @@ class Ending:
         while True:
             await process.until_done(driver.closing, bound)
             driver.settle()
+            exempt = process.waiting_or_above()
             nodes = [n for n in driver.root.children or () if n.origin and n not in exempt]
             if not nodes and not driver.closing:
                 break
@@ -175,10 +179,11 @@ class Ending:
     ) -> list[HostedNode]:
         """Wait until the scopes have closed; those that have not by `bound`."""
         process = self._process
+        exempt = process.waiting_or_above()
         left = {
             node
             for node in nodes
-            if isinstance(node, HostedNode) and node.outcome is None and node not in process.waiting
+            if isinstance(node, HostedNode) and node.outcome is None and node not in exempt
         }
 
         def closed(node: HostedNode) -> None:
@@ -265,7 +270,18 @@ class Ending:
             until = self._share(steps)
             late += await self._stop(wave, partial(self._by, until), partial(self._by, until))
             steps -= 1
+        await self._end_the_rest()
         return late
+
+    async def _end_the_rest(self) -> None:
+        """Nothing of the host's own is left: what was forced may still be on its way out."""
+        process = self._process
+        now = process.driver.now()
+        for shelter in tuple(process.shelters):
+            shelter.end_by(now)
+        left = await process.until_done(process.shelters.values(), lambda: now + _LATE)
+        names = [task.get_name() for task in left]
+        process.abandoned += [name for name in names if name not in process.abandoned]
 
     def _by(self, until: Instant) -> Instant:
         return min(until, self._process.gave_up_at)

@@ -361,6 +361,7 @@ class Host:
         process.driver.host = None
         process.record("process.ended", "torn down", cause=process.life.cause)
         process.ended.cancel()
+        process.wake()
 
 
 def current() -> Host:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from holdfast.domain.cause import Cause
 from holdfast.domain.instant import NEVER
 from holdfast.domain.lifecycle.phase import StopAsked
 from holdfast.runtime.hosted import HostedNode
@@ -18,6 +19,7 @@ async def patiently(process: Process, done: Callable[[], bool]) -> None:
     """Wait for `done()`; whoever cancels this has the process stopped first."""
     mine = _outermost()
     cancelled: asyncio.CancelledError | None = None
+    seen: Cause | None = None
     if mine is not None:
         process.waiting.add(mine)
     try:
@@ -25,21 +27,20 @@ async def patiently(process: Process, done: Callable[[], bool]) -> None:
             try:
                 await process.pause(NEVER)
             except asyncio.CancelledError as error:
-                if not _is_own(process, mine):
-                    process.post(StopAsked("the program", "the task that waits was cancelled"))
-                cancelled, done = error, process.ended.done
+                cause = mine.reached() if mine is not None else None
+                if cause is None or cause not in (seen, process.driver.root.cause):
+                    what = "the task that waits was cancelled"
+                    detail = f"{what}: {cause.line()}" if cause is not None else what
+                    process.post(StopAsked("the program", detail))
+                cancelled, done, seen = error, process.ended.done, cause
+                if mine is not None and cause is not None:
+                    mine.deaf = True  # it has been told, and ends as soon as it can
     finally:
         if mine is not None:
             process.waiting.discard(mine)
             mine.deaf = False
     if cancelled is not None:
         raise cancelled
-
-
-def _is_own(process: Process, mine: HostedNode | None) -> bool:
-    """Whether a cancellation here is that of the stop itself, coming from further above."""
-    cause = process.driver.root.cause
-    return mine is not None and cause is not None and mine.reached() is cause
 
 
 def _outermost() -> HostedNode | None:

@@ -44,7 +44,7 @@ from holdfast.runtime.lifecycle.parts import Part, Standing
 from holdfast.runtime.lifecycle.shelter import Shelter, why
 from holdfast.runtime.lifecycle.snapshot import snapshot
 from holdfast.runtime.lifecycle.terms import HostTerms
-from holdfast.runtime.scope import Scope
+from holdfast.runtime.scope import AMBIENT, Scope
 from holdfast.runtime.timers import Alarm
 
 __all__ = ["Process"]
@@ -88,7 +88,7 @@ class Process:
         self.life = Life()
         self.ready = False
         self.context = contextvars.Context()
-        self.shelters: set[Shelter] = set()
+        self.shelters: dict[Shelter, asyncio.Task[Any]] = {}
         self.starting: set[Scope] = set()
         self.waiting: set[HostedNode] = set()
         self.abandoned: list[str] = []
@@ -118,6 +118,7 @@ class Process:
         self.began = driver.now()
         self.journal.now = driver.now
         self.context = contextvars.copy_context()
+        self.context.run(AMBIENT.set, None)
         self.ended = driver.loop.create_future()
         terms = self.terms
         self._machine = Lifecycle(terms.drain, terms.cleanup, terms.hurried)
@@ -127,6 +128,8 @@ class Process:
 
     def post(self, event: Event) -> None:
         """Something happened: decide, and do what can be done at once."""
+        if self.ended.done():
+            return
         self.life, decisions = self._machine.step(self.life, event, self.driver.now())
         self._perform_all(decisions)
         self.wake()
@@ -234,8 +237,19 @@ class Process:
         """Cancel all that is open and in no shelter, but for those who wait for the end of it."""
         for node in self.waiting:
             node.deaf = True
-        cut = self.driver.cancel_root(self.cause(how))
-        return tuple(node for node in cut if node not in self.waiting)
+        above = self.waiting_or_above()
+        cut = self.driver.cancel_root(self.cause(how), self.waiting)
+        return tuple(node for node in cut if node not in above)
+
+    def waiting_or_above(self) -> set[Node]:
+        """Scopes that cannot close before the process has ended: somebody in them waits for it."""
+        found: set[Node] = set()
+        for scope in self.waiting:
+            node: Node | None = scope
+            while node is not None and node not in found:
+                found.add(node)
+                node = node.parent
+        return found
 
     def _hurry(self, part: Part) -> None:
         if isinstance(part.component, Hurried):
@@ -251,8 +265,8 @@ class Process:
 
     def shelter(self, task: asyncio.Task[Any], shelter: Shelter) -> None:
         """Work of the host itself is under way in `shelter`: what ends the process bounds it."""
-        self.shelters.add(shelter)
-        task.add_done_callback(lambda _: self.shelters.discard(shelter))
+        self.shelters[shelter] = task
+        task.add_done_callback(lambda _: self.shelters.pop(shelter, None))
         task.add_done_callback(_looked_at)
 
     # -- the end ---------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ class Starting:
             error = asyncio.CancelledError("it was cancelled from outside")
         else:
             error = watcher.exception()
-        if part.standing is not Standing.UP:
+        if part.standing is not Standing.UP or self._process.ended.done():
             return
         part.standing = Standing.DEAD
         reason = "ended by itself" if error is None else why(error)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from holdfast.domain.instant import Instant
 from holdfast.ports.pool import Pool
 from holdfast.runtime.lifecycle.process import Process
-from holdfast.runtime.lifecycle.shelter import call, sheltered, why
+from holdfast.runtime.lifecycle.shelter import Shelter, call, sheltered, why
 
 __all__ = ["Hook", "Stopping"]
 
@@ -35,6 +35,7 @@ class Stopping:
         self.hooks: list[Hook] = []
         self.pools: dict[str, Pool] = {}
         self._waiting: set[asyncio.Future[None]] = set()
+        self._shelters: dict[asyncio.Task[None], Shelter] = {}
         self._cleaning: list[asyncio.Task[None]] = []
 
     @property
@@ -68,7 +69,9 @@ class Stopping:
         for name, pool in self.pools.items():
             self._cleaning.append(self._run(partial(self._clean, name, pool), name, pools))
         tasks = [self._run(partial(self._told, hook), hook.name, until) for hook in self.hooks]
-        await process.until_done(tasks, lambda: min(until, process.life.until))
+        left = await process.until_done(tasks, lambda: min(until, process.life.until))
+        for task in left:
+            self._shelters[task].end_by(process.driver.now())
 
     def _run(self, work: Callable[[], Any], name: str, until: Instant) -> asyncio.Task[None]:
         process = self._process
@@ -80,6 +83,7 @@ class Stopping:
             context=process.context,
         )
         process.shelter(task, shelter)
+        self._shelters[task] = shelter
         return task
 
     async def _told(self, hook: Hook) -> None:
