@@ -108,6 +108,9 @@ def test_who_did_not_answer_is_named() -> None:
     late = one(*BEGUN, *TOLD, unanswered, *ENDED)
     assert late.verdict.endswith("; component 'db' did not answer")
     assert late.lanes[0].fate is Fate.STOPPED
+    without = one(*BEGUN, *TOLD, rec(51.0, "shutdown.unanswered", "db", forced=True), *ENDED)
+    assert without.verdict.endswith("; component 'db' did not answer and was forced")
+    assert (without.lanes[0].fate, without.lanes[0].ended) == (Fate.FORCED, 1.2)
 
 
 @pytest.mark.parametrize(

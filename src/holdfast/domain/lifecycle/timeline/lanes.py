@@ -55,7 +55,10 @@ def _next(lane: Lane, mark: Mark) -> Lane:
         case "shutdown.acknowledged":
             return replace(lane, answered=mark.at)
         case "shutdown.unanswered":
-            return replace(lane, unanswered=True)
+            # Forced: it is stopped without its answer.
+            forced = mark.data.get("forced") is True
+            fate = Fate.FORCED if forced else lane.fate
+            return replace(lane, unanswered=True, fate=fate, text=mark.text or lane.text)
         case kind if kind in _ENDS:
             fate = max(lane.fate, _ENDS[kind], key=_WORSE.index)
             text = mark.text or mark.cause
@@ -67,5 +70,7 @@ def _next(lane: Lane, mark: Mark) -> Lane:
 def _closed(lane: Lane, last: Instant, over: bool) -> Lane:
     if lane.ended is not None:
         return replace(lane, last=lane.ended)
+    if lane.fate is Fate.FORCED:
+        return replace(lane, last=last)
     fate = Fate.LOST if over or lane.asked is not None else Fate.UP
     return replace(lane, fate=fate, last=last)

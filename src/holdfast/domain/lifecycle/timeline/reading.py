@@ -9,6 +9,8 @@ Of the data of a record these keys are read, where they are there:
     signal.received  meaning, and of the sender: sender (in words), or pid and process
     stop.begun       until (the drain deadline, an instant) or drain_s, end (of all) or grace_s
     drain.step       in_flight (so in any record), left, finished
+    shutdown.unanswered
+                     forced
     drain.cut        cut (how many), work (a list of objects, each with its scope)
     process.ended    code, cut
     worker.*         pid, code or signal
