@@ -160,6 +160,32 @@ def test_a_thread_before_and_a_loop_elsewhere_is_refused() -> None:
         program.ended()
 
 
+def test_handlers_and_a_loop_elsewhere_are_refused() -> None:
+    body = """
+        def elsewhere():
+            try:
+                Signals().start()
+            except RuntimeError as error:
+                say(type(error).__name__, str(error))
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        try:
+            thread = threading.Thread(target=block_signals)
+            thread.start()
+            thread.join()
+        finally:
+            say(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    """
+    with Program(body, block="") as program:
+        kind, text = program.next()
+        assert kind == "UsageError"
+        assert "call block_signals there, first of all" in text
+        program.expect([])
+        program.ended()
+        assert "UsageError" in program.errors()
+
+
 # -- pitfall: equal signals that wait are one ----------------------------------------------------
 
 
@@ -259,9 +285,12 @@ def test_signals_that_came_before_anybody_read_wait_for_the_first_who_does(loop:
 
 # -- pitfall: who the sender is ------------------------------------------------------------------
 
+IN_A_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+if os.geteuid() != 0:
+    IN_A_CONTAINER.insert(1, "--map-root-user")
 needs_namespaces = pytest.mark.skipif(
     sys.platform != "linux"
-    or subprocess.run(["unshare", "-pf", "true"], capture_output=True, check=False).returncode != 0,
+    or subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True, check=False).returncode != 0,
     reason="no pid namespace may be made here",
 )
 
@@ -269,8 +298,7 @@ needs_namespaces = pytest.mark.skipif(
 @needs_namespaces
 @both_loops
 def test_pitfall_a_sender_outside_the_container_has_no_pid(loop: str) -> None:
-    wrap = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    with Program(UNTIL_TERM, loop, wrap=wrap) as program:
+    with Program(UNTIL_TERM, loop, wrap=IN_A_CONTAINER) as program:
         program.expect(["signalfd", ""])
         os.kill(inside(program.pid), signal.SIGTERM)
         program.expect(["SIGTERM", "somebody outside the container (pid 0)"], "over")
@@ -308,8 +336,6 @@ def test_the_kernel_as_sender() -> None:
 
 
 # -- pitfall: process 1 has no default actions ---------------------------------------------------
-
-IN_A_CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
 @needs_namespaces
@@ -608,6 +634,34 @@ def test_several_consumers_each_with_its_own_set_on_several_loops() -> None:
         program.send(signal.SIGTERM)
         program.expect(["SIGTERM", "SIGTERM"], ["SIGTERM"])
         program.ended()
+
+
+def test_a_reader_whose_descriptors_were_closed_reads_on() -> None:
+    body = """
+        async def main():
+            with Signals() as signals, signals.subscribe("TERM", "HUP") as channel:
+                say(signals.source)
+                for name in os.listdir("/proc/self/fd"):
+                    if "signalfd" in where(name):
+                        os.close(int(name))
+                say((await channel.get()).name)
+                say(signals.source)
+                say((await channel.get()).name)
+        def where(n):
+            try:
+                return os.readlink(f"/proc/self/fd/{n}")
+            except OSError:
+                return ""
+        run(main)
+    """
+    with Program(body) as program:
+        program.expect("signalfd")
+        program.send(signal.SIGHUP)
+        program.expect("SIGHUP", "sigwaitinfo")
+        program.send(signal.SIGTERM)
+        program.expect("SIGTERM")
+        program.ended()
+        assert "Bad file descriptor" in program.errors()
 
 
 # -- the end -------------------------------------------------------------------------------------

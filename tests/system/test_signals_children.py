@@ -123,6 +123,31 @@ with Signals() as signals:
         program.ended()
 
 
+def test_children_of_threads_that_kept_the_mask_when_handlers_took_over() -> None:
+    body = """
+        begin = threading.Event()
+        def child():
+            begin.wait()
+            process = subprocess.Popen(["sleep", "60"])
+            process.terminate()
+            say(process.wait(20))
+            say(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+        thread = threading.Thread(target=child)
+        thread.start()
+        with Signals() as signals:
+            say(signals.source)
+            begin.set()
+            thread.join()
+    """
+    before = """
+    import threading
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    """
+    with Program(body, before=before) as program:
+        program.expect("handlers", -signal.SIGTERM, [1, 2, 10, 15])
+        program.ended()
+
+
 @both_loops
 def test_pitfall_children_of_the_loop_do_not_inherit_the_mask(loop: str) -> None:
     body = """

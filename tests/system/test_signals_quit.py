@@ -29,7 +29,7 @@ SERVES = """
     run(main)
 """
 WAITS = SERVES.format(then='say("ready"); await asyncio.sleep(60)', options="")
-SPINS = SERVES.format(then='say("ready"); spin(60)', options="")
+SPINS = SERVES.format(then='threading.Timer(0.5, say, ["ready"]).start(); spin(60)', options="")
 
 
 def the_dump(errors: str) -> None:

@@ -14,8 +14,12 @@ that is there for it.
     os.exec*                               unblocked; blocked again when it fails
     uvloop                                 libuv clears the mask of its children by itself
 
-Not covered: what starts processes from C (`system(3)` in a library): see `unblocked`. And a program
-that wants signals blocked in its children has to block them there.
+Where several threads may take such a signal, the handler is due in the main thread, which it does
+not wake; so the loops that listen are woken instead. When none of them runs in the main thread, a
+signal that another thread took while it started a process is told when the main thread next runs.
+
+Not covered: what starts processes from C (in a library): see `unblocked`. And a program that wants
+these signals blocked in its children has to block them there.
 """
 
 from __future__ import annotations

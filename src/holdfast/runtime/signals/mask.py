@@ -148,10 +148,12 @@ class ProcessSignals:
             signal.pthread_sigmask(signal.SIG_BLOCK, self.blocked)
 
     def unblock(self) -> None:
-        """Take the mask back in this thread; the handlers stay."""
+        """Take the mask back in this thread; the handlers stay.
+
+        Threads that were started meanwhile keep it, so what starts processes stays replaced.
+        """
         if self.blocked:
             numbers, self.blocked = self.blocked, frozenset()
-            self.spawning.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def give_back(self, numbers: Iterable[int] | None = None) -> None:
@@ -172,7 +174,9 @@ class ProcessSignals:
         self.sink = None
         self.early.clear()
         self.give_back()
+        self.blocked |= self.spawning.numbers
         self.unblock()
+        self.spawning.close()
         after_fork, self.after_fork = self.after_fork, None
         if after_fork is not None:
             after_fork()

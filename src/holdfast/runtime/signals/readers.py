@@ -45,7 +45,7 @@ class Reader(Protocol):
 
 
 _SIGSET_BYTES: Final = 128
-_SFD_NONBLOCK: Final = os.O_NONBLOCK
+_SFD_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 _SFD_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _INFO: Final = struct.Struct("=IiiII108x")
 """The beginning of `struct signalfd_siginfo`: signo, errno, code, pid, uid."""

@@ -21,7 +21,7 @@ from holdfast.domain.lifecycle.meaning import (
 from holdfast.runtime.signals.channel import BOUND, SignalChannel
 from holdfast.runtime.signals.mask import PROCESS, keep, numbers_of, unmasked_threads
 from holdfast.runtime.signals.note import SignalNote, name_of, number_of
-from holdfast.runtime.signals.readers import Reader, reader_for
+from holdfast.runtime.signals.readers import Reader, WaitingReader, reader_for
 
 __all__ = ["Signals"]
 
@@ -73,6 +73,9 @@ class Signals:
         self._tell = tell
         self._reader: Reader | None = None
         self._thread: threading.Thread | None = None
+        # Only two threads that change them exclude one another: a handler may come in at any point,
+        # and all it can do here is to forget a channel that has ended.
+        self._lock = threading.RLock()
         self._channels: tuple[SignalChannel, ...] = ()
         self._unclaimed: deque[SignalNote] = deque()
         self._ended = False
@@ -160,6 +163,7 @@ class Signals:
             # Handlers first: what is pending belongs to whoever has the signal from now on.
             PROCESS.give_back()
             PROCESS.unblock()
+            PROCESS.spawning.close()
 
     # -- consumers -------------------------------------------------------------------------------
 
@@ -187,7 +191,8 @@ class Signals:
             channel = SignalChannel(numbers, self.meanings, bound, self._forget)
         except RuntimeError as error:
             raise UsageError("subscribe on the loop that reads the channel") from error
-        self._channels = (*self._channels, channel)
+        with self._lock:
+            self._channels = (*self._channels, channel)
         self._hand_out()
         return channel
 
@@ -209,7 +214,8 @@ class Signals:
             os.kill(os.getpid(), number)
 
     def _forget(self, channel: SignalChannel) -> None:
-        self._channels = tuple(one for one in self._channels if one is not channel)
+        with self._lock:
+            self._channels = tuple(one for one in self._channels if one is not channel)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -218,14 +224,23 @@ class Signals:
         every = {n for n in signal.valid_signals() if name_of(n) not in _FAULTS}
         signal.pthread_sigmask(signal.SIG_BLOCK, every)
         while not self._ended:
-            self._heard(*by_priority(reader.wait(), self.meanings, lambda note: note.name))
+            try:
+                notes = reader.wait()
+            except OSError as error:
+                # Somebody has closed the descriptors of others, as programs do that detach
+                # themselves from their terminal. What needs none can still read.
+                sys.excepthook(type(error), error, error.__traceback__)
+                self._reader = reader = WaitingReader(PROCESS.blocked)
+                self.source = reader.source
+                continue
+            self._heard(*by_priority(notes, self.meanings, lambda note: note.name))
 
     def _heard(self, *notes: SignalNote) -> None:
         if self._tell is not None:
             for note in notes:
                 try:
                     self._tell(note)
-                except Exception as error:
+                except BaseException as error:  # the thread has to go on, whatever it was
                     sys.excepthook(type(error), error, error.__traceback__)
         channels = self._channels
         for note in notes:
