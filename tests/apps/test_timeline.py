@@ -35,7 +35,7 @@ VERDICTS = {
     "'http' had not stopped; component 'consumer' did not answer",
     "roll": "4 of 8 workers stopped: SIGHUP by process 90 (deploy.sh) of user 1000; "
     "3 workers ended clean; 42 requests finished, none cut; "
-    "worker 103: killed by SIGKILL, while draining",
+    "worker 103: killed by SIGKILL, while draining, with 6 requests in flight",
 }
 
 

@@ -194,7 +194,7 @@ def test_a_supervisor_and_its_workers_are_one_run() -> None:
     assert (killed.exit_code, killed.ended) == (-9, 0.9)
     assert timeline.verdict == (
         "2 of 2 workers stopped: SIGHUP; 1 worker ended clean; 48 requests finished, none cut; "
-        "worker 7: killed by SIGKILL, while draining"
+        "worker 7: killed by SIGKILL, while draining, with 48 requests in flight"
     )
     assert timeline.tone is Tone.BAD
 

@@ -147,7 +147,9 @@ def _facts_of_many(stories: Sequence[Story]) -> Iterator[Markup]:
     finished = sum(story.finished or 0 for story in workers)
     yield _fact("requests finished", str(finished), "after their stop began")
     cut = sum(story.cut for story in workers)
-    yield _fact("requests cut", str(cut), "", Tone.BAD if cut else Tone.GOOD)
+    unknown = sum(story.unknown for story in workers)
+    note = f"and {unknown} more in flight where records end" if unknown else ""
+    yield _fact("requests cut", str(cut), note, Tone.BAD if cut or unknown else Tone.GOOD)
 
 
 def _folded(stories: Sequence[Story]) -> Iterator[Markup]:

@@ -77,7 +77,8 @@ def _ends_of(stories: Sequence[Story], noun: tuple[str, str]) -> list[str]:
     others = [story for story in stories if story.tone in (Tone.WARN, Tone.BAD)]
     for story in others[:_MOST]:
         head = _head(story)[0]
-        parts.append(f"{noun[0]} {story.pid}: {head[:1].lower()}{head[1:]}")
+        held = f", with {_count(story.unknown, story)} in flight" if story.unknown else ""
+        parts.append(f"{noun[0]} {story.pid}: {head[:1].lower()}{head[1:]}{held}")
     if len(others) > _MOST:
         parts.append(f"{len(others) - _MOST} more did not end clean")
     return parts
