@@ -296,13 +296,21 @@ class TaskGroup:
 _aside: set[asyncio.Task[Any]] = set()
 
 
-def aside(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+def aside(
+    coro: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context | None = None
+) -> asyncio.Task[T]:
     """Run a servant of the machinery itself: no scope, no inherited context, kept alive.
 
     For adapters only. Work of users goes through `tasks` or `detach`.
+
+    Args:
+        coro: the work.
+        name: of the task.
+        context: variables that it sees; none by default.
     """
     loop = asyncio.get_running_loop()
-    task = loop.create_task(coro, name=name, context=contextvars.Context())
+    found = contextvars.Context() if context is None else context
+    task = loop.create_task(coro, name=name, context=found)
     _aside.add(task)
     task.add_done_callback(_aside_done)
     return task
