@@ -186,7 +186,6 @@ async def test_what_waits_in_the_accept_queue_is_served_and_nobody_gets_in_after
 
 async def test_a_listener_that_others_share_is_left_to_them() -> None:
     async with serving(shared=True) as served:
-        served.server.last = False
         heir = served.server._listeners[0]._sock.dup()
         await served.stopped()
         assert served.facts["listener_closed"] == {"taken": 0}

@@ -153,7 +153,7 @@ def test_hang_up_reads_the_policy_again(home: Home) -> None:
         assert served.get("/wait/2")[0] == 504
         file.write_text('[timeouts]\nrequest = "5s"\n[[routes]]\npath = "/x"\nrequst = "1s"\n')
         served.send(signal.SIGHUP)
-        found = served.wait_for(r"was not changed.*")[0]
+        found = served.wait_for(r"config.refused.*the old one stays")[0]
         assert "holdfast.toml:5: routes[0].requst" in found
         assert "did you mean 'request'" in found
         assert served.get("/wait/2")[0] == 504
@@ -212,7 +212,7 @@ def test_a_worker_that_cannot_start_is_the_end(home: Home) -> None:
 
 def test_reload_starts_serves_and_stops(home: Home) -> None:
     with home.serve("plain:app", "--reload") as served:
-        served.wait_for("Application startup complete")
+        served.wait_for("phase.entered running")
         assert served.get("/x")[0] == 200
         (worker, *rest) = children(served.pid)
         assert served.stop() == 0

@@ -81,8 +81,8 @@ class Drainage:
         self._finished = False
         self._closed = 0
         self._aborted = 0
-        self.last = True
-        """Whether nobody else serves what waits in a shared accept queue."""
+        self.last: Callable[[], bool] = bool
+        """Says whether nobody else serves what waits in a shared accept queue."""
 
     def begin(self, deadline: Instant) -> None:
         """Announce the stop; what is served must be done by the monotonic instant `deadline`."""
@@ -166,7 +166,7 @@ class Drainage:
         self._tell("drain.step", "lame_duck_over", why)
         taken = 0
         for listener in self._listeners:
-            taken += await listener.close(last=self.last)
+            taken += await listener.close(last=self.last())
         self._tell(
             "drain.step", "listener_closed", f"{taken} were still in the accept queue", taken=taken
         )

@@ -48,7 +48,7 @@ class Listener:
     def __init__(self, sock: socket.socket, *, shared: bool = False) -> None:
         self._sock = sock
         self.shared = shared
-        self._server: asyncio.AbstractServer | None = None
+        self._server: asyncio.Server | None = None
         self._make: Factory | None = None
         self._ssl: ssl.SSLContext | None = None
         self._patience: Duration | None = None
@@ -93,17 +93,30 @@ class Listener:
         if server is None:
             return 0
         if self.shared and not last:
-            server.close()
+            await self._leave(server)
             self._sock.close()
             return 0
         self._sock.setblocking(False)
         bar(self._sock)
-        server.close()
         queued = self._empty()
+        await self._leave(server)
         self._sock.close()
         for connection in queued:
             await self._take_in(connection)
         return len(queued)
+
+    async def _leave(self, server: asyncio.Server) -> None:
+        """Have the loop accept no more.
+
+        asyncio accepts in one turn and makes the connection in a task that runs in the next one. If
+        its server is closed in between, that task fails, and with it the connection.
+        """
+        loop = asyncio.get_running_loop()
+        for sock in server.sockets:
+            loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        server.close()
 
     def _empty(self) -> list[socket.socket]:
         # In one go: as long as the barred listener is there, new clients knock in vain.

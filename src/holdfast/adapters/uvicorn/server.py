@@ -74,7 +74,11 @@ class UvicornServer(Server):
         tell: is told of each step of the drain.
         cut: ends what is served at the deadline; cancels the tasks of requests by default.
         shared: whether other processes accept from the sockets as well.
+        last: says when it stops whether nobody else serves what waits in a shared accept queue.
         handshake: seconds that a TLS handshake may take.
+
+    Attributes:
+        failure: why a socket cannot be listened on.
     """
 
     config: Settings
@@ -89,6 +93,7 @@ class UvicornServer(Server):
         *,
         cut: Callable[[], None] | None = None,
         shared: bool = False,
+        last: Callable[[], bool] = bool,
         handshake: Duration = 5.0,
     ) -> None:
         super().__init__(settings)
@@ -100,8 +105,8 @@ class UvicornServer(Server):
         self._handshake = handshake
         self._drainage: Drainage | None = None
         self._next_tick: Alarm | None = None
-        self.last = True
-        """Whether nobody else serves what waits in the accept queue of a shared socket."""
+        self._last = last
+        self.failure: OSError | None = None
 
     # -- the component ---------------------------------------------------------------------------
 
@@ -113,13 +118,17 @@ class UvicornServer(Server):
         """
         config = self.config
         self._tick()
-        for listener in self._listeners:
-            await listener.open(
-                self._protocol,
-                backlog=config.backlog,
-                tls=config.ssl,
-                handshake=self._handshake,
-            )
+        try:
+            for listener in self._listeners:
+                await listener.open(
+                    self._protocol,
+                    backlog=config.backlog,
+                    tls=config.ssl,
+                    handshake=self._handshake,
+                )
+        except OSError as error:
+            self.failure = error
+            raise
         self.started = True
 
     async def prepare(self, request: ShutdownRequest) -> None:
@@ -129,11 +138,12 @@ class UvicornServer(Server):
     async def stop(self, deadline: Instant) -> None:
         """Drain; what is served is cut at the monotonic instant `deadline`."""
         drainage = self._drainage or self._begin(deadline)
-        drainage.last = self.last
+        drainage.last = self._last
         try:
             await drainage.finish()
         finally:
             drainage.abandon()
+            self.config.terms.counts["answered"] = self.server_state.total_requests
             if self._next_tick is not None:
                 driver_of(asyncio.get_running_loop()).drop(self._next_tick)
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from holdfast.adapters.uvicorn.guard import HeaderTerms
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import Line
 
-__all__ = ["Drainable", "Watch"]
+__all__ = ["Drainable", "Shared", "Watch"]
 
 
 @runtime_checkable
@@ -50,6 +51,13 @@ class Watch:
         self.code = 1012
         self.ring: Callable[[], None] = _nobody_waits
         """To be called while `announcing`, when something has become quiet or has gone."""
+
+
+class Shared(Protocol):
+    """What the protocols find in the configuration that uvicorn hands to them."""
+
+    terms: HeaderTerms
+    watch: Watch
 
 
 def _nobody_waits() -> None:

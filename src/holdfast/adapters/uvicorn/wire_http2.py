@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from holdfast.adapters.uvicorn.guard import ARRIVAL
 from holdfast.adapters.uvicorn.parting import Parting
-from holdfast.adapters.uvicorn.settings import Settings
+from holdfast.adapters.uvicorn.watch import Shared
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import Kind, Line
 from holdfast.runtime.driver import driver_of
@@ -57,7 +57,7 @@ class GuardedHttp2(Parting, ZttpH2Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._watch = cast(Settings, config).watch
+        self._watch = cast(Shared, config).watch
         self._now = driver_of(self.loop).now
         self._came: Instant = self._now()
         self._served = False
@@ -127,13 +127,13 @@ class GuardedEither(Parting, AutoZttpProtocol):
         """See `Drainable`; nothing was asked yet."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        watch = cast(Settings, self.config).watch
+        watch = cast(Shared, self.config).watch
         watch.accepted = self._made = driver_of(self.loop).now()
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        cast(Settings, self.config).watch.ring()
+        cast(Shared, self.config).watch.ring()
 
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
         kind: Any = GuardedHttp2 if http2 else _plain()

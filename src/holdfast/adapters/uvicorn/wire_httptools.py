@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from holdfast.adapters.uvicorn.guard import ARRIVAL, HeaderGuard, too_slow
 from holdfast.adapters.uvicorn.parting import Parting
-from holdfast.adapters.uvicorn.settings import Settings
+from holdfast.adapters.uvicorn.watch import Shared
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import Kind, Line
 
@@ -33,7 +33,7 @@ class GuardedHttpTools(Parting, HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        settings = cast(Settings, config)
+        settings = cast(Shared, config)
         self._watch = settings.watch
         self._guard = HeaderGuard(self.loop, settings.terms, self._too_slow)
         self._now = self._guard.now
@@ -44,7 +44,7 @@ class GuardedHttpTools(Parting, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch.accepted = now = self._now()
+        self._watch.accepted = self._came = now = self._now()
         self._guard.arm(now)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -15,7 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from holdfast.adapters.uvicorn.parting import Parting
-from holdfast.adapters.uvicorn.settings import Settings
+from holdfast.adapters.uvicorn.watch import Shared
 from holdfast.domain.lifecycle.drain import Kind, Line
 from holdfast.runtime.driver import driver_of
 
@@ -36,7 +36,7 @@ class GuardedWebSocket(Parting, WebSocketsSansIOProtocol):
         _loop: Any = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._watch = cast(Settings, config).watch
+        self._watch = cast(Shared, config).watch
         self._now = driver_of(self.loop).now
         self._dismissed = False
 

@@ -14,7 +14,7 @@ from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy, ServicePolicy
 from holdfast.domain.policy.route import Limits, overridden
 
-__all__ = ["Hosted", "drain_limit", "own_limits"]
+__all__ = ["Hosted", "drain_limit", "longest_request", "own_limits"]
 
 _LONGEST_DRAIN: Final = 30.0
 _UNWINDING: Final = 1.0
@@ -26,19 +26,24 @@ def own_limits(policy: Policy) -> Limits:
     return overridden(policy.defaults, own.overrides)
 
 
+def longest_request(policy: Policy) -> Duration:
+    """The longest limit that a request to this service can have; infinite for none."""
+    if policy.mode != "enforce":
+        return math.inf
+    limits = own_limits(policy)
+    own = policy.services.get(policy.service, ServicePolicy())
+    routes = (*own.routes, *policy.routes)
+    return max([limits.request, *(overridden(limits, r.overrides).request for r in routes)])
+
+
 def drain_limit(policy: Policy) -> int:
     """Whole seconds that requests under way get after the service was told to stop.
 
     Law 1: no shorter than the longest limit that a request can have, so that it is its own limit
     that ends it. Streams have none; for them 30 s is the end.
     """
-    limits = own_limits(policy)
-    own = policy.services.get(policy.service, ServicePolicy())
-    routes = (*own.routes, *policy.routes)
-    longest = max([limits.request, *(overridden(limits, r.overrides).request for r in routes)])
-    if policy.mode != "enforce" or math.isinf(longest):
-        longest = _LONGEST_DRAIN
-    return math.ceil(longest + _UNWINDING)
+    longest = longest_request(policy)
+    return math.ceil((_LONGEST_DRAIN if math.isinf(longest) else longest) + _UNWINDING)
 
 
 class Hosted:

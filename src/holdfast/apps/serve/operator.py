@@ -1,12 +1,14 @@
 """The Unix socket on which a running process answers its operator.
 
-Minimal HTTP/1.1, GET only, one request for each connection:
+Minimal HTTP/1.1, one request for each connection:
 
     /           which process this is (JSON)
     /tree       the open scopes, as text
     /tree.json  the same, with the counters
     /policy     the policy that holds, as text
     /counts     the counters (JSON)
+    /lifecycle  where the process is in its life, and what happened (JSON)
+    /prestop    POST: be unready from now on; how long the lame duck still lasts (JSON)
 
 No task is made for a connection, so that nothing of it appears in the tree that it shows.
 """
@@ -33,13 +35,19 @@ Pages = Mapping[str, Callable[[], object]]
 """What is shown under a path: a text, or something for JSON."""
 
 
-def pages(about: Callable[[], object], policy: Callable[[], str], counts: Counter[str]) -> Pages:
+def pages(
+    about: Callable[[], object],
+    policy: Callable[[], str],
+    counts: Counter[str],
+    lifecycle: Callable[[], object],
+) -> Pages:
     """The pages of a service.
 
     Args:
         about: which process this is.
         policy: the policy that holds, as text.
         counts: its requests by what became of them.
+        lifecycle: where the process is, and what happened.
     """
     return {
         "/": about,
@@ -47,6 +55,7 @@ def pages(about: Callable[[], object], policy: Callable[[], str], counts: Counte
         "/tree.json": lambda: {**tree().as_dict(), "requests": dict(counts)},
         "/policy": policy,
         "/counts": lambda: {"scopes": tree().counts, "requests": dict(counts)},
+        "/lifecycle": lifecycle,
     }
 
 
@@ -64,10 +73,16 @@ _log: Final = logging.getLogger("holdfast.serve")
 
 
 class Operator:
-    """The socket of this process. It is open between `start` and `close`."""
+    """The socket of this process. It is open between `start` and `close`.
 
-    def __init__(self, pages: Pages) -> None:
+    Args:
+        pages: what GET shows.
+        actions: what POST does, and shows then.
+    """
+
+    def __init__(self, pages: Pages, actions: Pages) -> None:
         self.pages = pages
+        self.actions = actions
         self.path = socket_of(os.getpid())
         self._server: asyncio.AbstractServer | None = None
         self._open: set[asyncio.Transport] = set()
@@ -81,7 +96,7 @@ class Operator:
             _log.warning("no operator's socket, so `holdfast tree` will not work: %s", error)
             return False
         self._server = await loop.create_unix_server(
-            lambda: _Answer(self.pages, self._open), sock=sock
+            lambda: _Answer(self.pages, self.actions, self._open), sock=sock
         )
         return True
 
@@ -100,8 +115,8 @@ class Operator:
 class _Answer(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, pages: Pages, open_: set[asyncio.Transport]) -> None:
-        self._pages = pages
+    def __init__(self, pages: Pages, actions: Pages, open_: set[asyncio.Transport]) -> None:
+        self._known = {"GET": pages, "POST": actions}
         self._open = open_
         self._driver = driver_of(asyncio.get_running_loop())
         self._request = b""
@@ -131,11 +146,13 @@ class _Answer(asyncio.Protocol):
         words = self._request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return 400, "this speaks HTTP/1.1\n"
-        if words[0] != "GET":
-            return 405, "only GET is known here\n"
-        page = self._pages.get(words[1].partition("?")[0])
+        known = self._known.get(words[0])
+        path = words[1].partition("?")[0]
+        if known is None or (path not in known and any(path in p for p in self._known.values())):
+            return 405, f"{words[0]} is not for this\n"
+        page = known.get(path)
         if page is None:
-            return 404, f"nothing here; there is {' '.join(self._pages)}\n"
+            return 404, f"nothing here; there is {' '.join(known)}\n"
         try:
             return 200, page()
         except Exception:  # the service must live on, whatever is wrong with a view of it

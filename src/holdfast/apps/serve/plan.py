@@ -25,6 +25,10 @@ class Plan:
         reload: whether to start again when source files change.
         access_log: whether each request is logged.
         admin: whether the operator's socket is open.
+        http2: whether HTTP/2 is spoken.
+        certificate: path of the certificate chain (PEM), for TLS; empty for none.
+        key: path of its private key; empty where that is in the same file.
+        timeline: path of a file that what happens is written to; empty for none.
         service: name of the service, over what the policy file says; empty for what that says.
         config: the policy file that was named; `None` for the default one.
         source: the policy file that was read; `None` for the built-in policy.
@@ -41,6 +45,10 @@ class Plan:
     reload: bool = False
     access_log: bool = True
     admin: bool = True
+    http2: bool = False
+    certificate: str = ""
+    key: str = ""
+    timeline: str = ""
     service: str = ""
     config: Path | None = None
     source: Path | None = None

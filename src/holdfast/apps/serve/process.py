@@ -1,105 +1,124 @@
-"""One process that serves: its parts put together, from the application to the signals."""
+"""A service that has its process to itself: its signals, its memory, its last moment."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Final
 
-from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
-from holdfast.apps.serve.hosted import Hosted, drain_limit
-from holdfast.apps.serve.operator import Operator, pages
+from holdfast.adapters.uvloop import loop_factory
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.target import load_target
-from holdfast.domain.lifecycle.drain import DrainTerms
-from holdfast.domain.lifecycle.settings import StopSettings
-from holdfast.domain.policy import describe
-from holdfast.runtime.clock import monotonic
+from holdfast.apps.serve.service import Service
+from holdfast.apps.serve.stopplan import StopPlan, stop_plan
+from holdfast.domain.lifecycle.history import Outcome
+from holdfast.domain.lifecycle.meaning import Meaning, meanings
+from holdfast.runtime.lastresort import end_within
+from holdfast.runtime.lifecycle import ExitCode, FileReader, LogReader
+from holdfast.runtime.lifecycle.journal import Reader
+from holdfast.runtime.memory import StopMemory
+from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
-__all__ = ["ServiceProcess"]
-_log = logging.getLogger("holdfast.serve")
+__all__ = ["ServiceProcess", "outcome_of"]
+
+_log: Final = logging.getLogger("holdfast.serve")
+_OUTCOMES: Final = {
+    ExitCode.TIMED_OUT: Outcome.TIMED_OUT,
+    ExitCode.FORCED: Outcome.FORCED,
+}
+
+
+def outcome_of(code: ExitCode) -> Outcome:
+    """What is remembered of a stop that ended so."""
+    return _OUTCOMES.get(code, Outcome.CLEAN)
 
 
 class ServiceProcess:
-    def __init__(
-        self,
-        plan: Plan,
-        file: PolicyFile,
-        sock: socket.socket,
-        url: str,
-        ready: Callable[[], None] | None = None,
-        *,
-        shared: bool = False,
-    ) -> None:
-        self.plan, self.file, self.url, self._ready = plan, file, url, ready
-        self.sock, self.shared = sock, shared
+    """One process of a service. `run` is its life.
 
-    def run(self, *_: Any) -> int:
+    Args:
+        plan: what was asked for; the policy in it was found right.
+        url: where it listens, for people.
+        ready: called once, when all is up.
+    """
+
+    def __init__(self, plan: Plan, url: str, ready: Callable[[], None] | None = None) -> None:
+        self.plan = plan
+        self.url = url
+        self._ready = ready
+        self._service: Service | None = None
+
+    def run_reloaded(self, sockets: list[socket.socket] | None) -> None:
+        """`run` in a process that a reloader has started."""
         try:
-            import uvloop
-
-            factory: Any = uvloop.new_event_loop
-        except ImportError:
-            factory = None
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(self._live())
-
-    async def _live(self) -> int:
-        loop = asyncio.get_running_loop()
-        hosted = Hosted(
-            load_target(self.plan.target, factory=self.plan.factory), self.plan.policy()
-        )
-        self.hosted = hosted
-        settings = Settings(hosted, hosted, access_log=self.plan.access_log)
-        application = UvicornApplication(settings)
-        stop: StopSettings = self.file.lifecycle.stop
-        server = UvicornServer(
-            settings,
-            application,
-            [self.sock],
-            lambda: DrainTerms(calm=stop.calm, quiet=stop.quiet, most=8.0),
-            lambda kind, subject, detail="", **data: _log.info("%s %s %s", kind, subject, detail),
-            shared=self.shared,
-        )
-        asked = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(
-                number, lambda: server.hurry() if asked.is_set() else asked.set()
-            )
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        operator = Operator(pages(self._about, lambda: describe(hosted.file.policy), hosted.counts))
-        if self.plan.admin:
-            await operator.start()
-        await application.start()
-        await server.start()
-        if self._ready:
-            self._ready()
-        await asked.wait()
-        await server.stop(monotonic() + drain_limit(hosted.file.policy))
-        await application.stop(0.0)
-        operator.close()
-        return 0
-
-    def _reload(self) -> None:
-        try:
-            self.hosted.use(self.plan.read())
+            code = self.run(sockets or [])
         except ServeError as error:
-            _log.error("the policy was not changed, the old one holds: %s", error)
-            return
-        _log.info("the policy was read again\n%s", describe(self.hosted.file.policy))
+            print(f"{error.trace}holdfast serve: {error}", file=sys.stderr, flush=True)
+            code = int(ExitCode.FAILED_TO_START)
+        sys.exit(code)
 
-    def _about(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "parent": 0,
-            "service": self.hosted.file.policy.service,
-            "target": self.plan.target,
-            "url": self.url,
-            "mode": self.hosted.file.policy.mode,
-        }
+    def run(self, sockets: list[socket.socket]) -> int:
+        """Serve on bound sockets until told to stop; the exit code.
+
+        Raises:
+            ServeError: the application cannot be loaded, or the time-line cannot be written.
+            OSError: a socket cannot be listened on.
+        """
+        file = self.plan.policy()
+        stop = file.lifecycle.stop
+        meant = meanings(quit=stop.quit)
+        block_signals(meanings=meant)
+        memory = StopMemory.of(file.policy.service, stop.memory)
+        times = stop_plan(file, memory.recall().failures)
+        for warning in times.warnings:
+            _log.warning("%s", warning)
+        quitting = install_quit(meant.get("SIGQUIT", Meaning.IGNORE), before=self._quits)
+        try:
+            with Signals(meant) as signals, asyncio.Runner(loop_factory=loop_factory()) as runner:
+                code = runner.run(self._live(file, sockets, signals, times, memory))
+                memory.ended(outcome_of(code))
+                end_within(times.budget.cleanup, code)
+        finally:
+            if quitting is not None:
+                quitting.close()
+        return int(code)
+
+    async def _live(
+        self,
+        file: PolicyFile,
+        sockets: list[socket.socket],
+        signals: Signals,
+        times: StopPlan,
+        memory: StopMemory,
+    ) -> ExitCode:
+        self._service = service = Service(
+            self.plan, file, self.url, sockets, times, readers=self._readers()
+        )
+
+        async def remember() -> None:
+            await asyncio.to_thread(memory.begun, times.memory_terms())
+
+        service.host.on_stop(remember, name="memory of stops")
+        return await service.live(signals, self._ready)
+
+    def _readers(self) -> list[Reader]:
+        readers: list[Reader] = [LogReader()]
+        if self.plan.timeline:
+            try:
+                readers.append(FileReader(self.plan.timeline))
+            except OSError as error:
+                raise ServeError(
+                    f"--timeline {self.plan.timeline}: {error.strerror}; name a file that can be "
+                    "appended to"
+                ) from None
+        return readers
+
+    def _quits(self, note: SignalNote) -> None:
+        # Between any two instructions of the main thread: no lock may be waited for here.
+        if self._service is not None:
+            journal = self._service.host.journal
+            journal.write("signal.received", note.name, f"from {note.sender}", data=note.as_dict())

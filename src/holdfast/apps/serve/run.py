@@ -62,21 +62,18 @@ def _host(
     from holdfast.apps.serve.process import ServiceProcess
 
     if plan.reload:
-        from uvicorn.supervisors import ChangeReload
+        from holdfast.adapters.uvicorn.reload import serve_reloading
+
         ready()
-        ChangeReload(settings, GuardedServer(settings, child=True).run, [sock]).run()
+        serve_reloading(ServiceProcess(plan, url).run_reloaded, sock, plan.home)
         return 0
-    server = ServiceProcess(plan, file, sock, url, ready)
     try:
-        return server.run()
+        return ServiceProcess(plan, url, ready).run([sock])
     except OSError as error:
         # Two that start at the same time can bind the same port; only one can listen on it.
         if error.errno != errno.EADDRINUSE:
             raise
         raise ServeError(why_not(error, plan.host, plan.port)) from None
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return _INTERRUPTED if server.force_exit else 0
 
 
 def _say(text: str) -> None:

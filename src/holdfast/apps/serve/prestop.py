@@ -1,0 +1,56 @@
+"""The lame duck before the stop: somebody says that it will come, and it has not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.adapters.uvicorn.watch import Watch
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.lifecycle.drain import Begun, Drain, DrainState, DrainTerms, Looked, opening
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.lifecycle import Host
+
+__all__ = ["Prestop"]
+
+
+class Prestop:
+    """Asked by `holdfast prestop`. From then on the process is unready, and serves on.
+
+    What the lame duck has lasted before the stop counts when the stop comes.
+
+    Args:
+        watch: of the server; responses say from then on that their connection ends.
+        host: becomes unready.
+        terms: gives the times of the lame duck.
+    """
+
+    def __init__(self, watch: Watch, host: Host, terms: Callable[[], DrainTerms]) -> None:
+        self._watch = watch
+        self._host = host
+        self._terms = terms
+        self._state: DrainState | None = None
+
+    def lasted(self) -> Duration:
+        """Seconds since it was asked; 0.0 when it was not."""
+        return 0.0 if self._state is None else monotonic() - self._state.begun
+
+    def asked(self) -> dict[str, object]:
+        """Be unready; how long the lame duck lasts at most, in seconds. May be asked again."""
+        now = monotonic()
+        if self._state is None:
+            self._begin(now)
+        return {"phase": str(self._host.phase), "lame_duck_s": round(self._left(now), 3)}
+
+    def _begin(self, now: Instant) -> None:
+        host = self._host
+        before = host.health.gate
+        self._state, _ = Drain().step(opening(self._terms()), Begun(NEVER), now)
+        host.health.gate = lambda: before() or "a stop was announced"
+        self._watch.announcing = True
+        host.journal.write("ready.changed", "unready", "a stop was announced", cause="prestop")
+
+    def _left(self, now: Instant) -> Duration:
+        if self._state is None or self._host.stopping:
+            return 0.0
+        state, decided = Drain().step(self._state, Looked(1, self._watch.accepted), now)
+        return 0.0 if decided else max(0.0, state.look - now)

@@ -1,0 +1,215 @@
+"""A service in one process: the application, its server, and the host that looks after both."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
+from holdfast.apps.serve.hosted import Hosted
+from holdfast.apps.serve.operator import Operator, Pages, pages
+from holdfast.apps.serve.plan import Plan
+from holdfast.apps.serve.policyfile import PolicyFile
+from holdfast.apps.serve.prestop import Prestop
+from holdfast.apps.serve.stopplan import StopPlan
+from holdfast.apps.serve.target import load_target
+from holdfast.domain.lifecycle.drain import DrainTerms
+from holdfast.domain.policy import describe
+from holdfast.domain.record import Record
+from holdfast.runtime.lifecycle import ExitCode, Host, Journal
+from holdfast.runtime.lifecycle.audit import SignalSource
+from holdfast.runtime.lifecycle.journal import Reader
+
+__all__ = ["Service"]
+
+_log: Final = logging.getLogger("holdfast.serve")
+_SHOWN: Final = 200
+"""Records that the operator is shown."""
+_RESTART: Final = 1012
+_GOING_AWAY: Final = 1001
+
+
+class Service:
+    """To be made on the loop that it is to live on.
+
+    Args:
+        plan: what to host, and how.
+        file: the policy to begin with.
+        url: where it listens, for people.
+        sockets: bound.
+        times: of the stop.
+        readers: are handed what happens.
+        shared: whether other processes accept from the same sockets.
+        last: says when it stops whether nobody else serves what waits in their queues.
+        parent: the supervisor of this process; 0 for none.
+
+    Attributes:
+        host: its life.
+
+    Raises:
+        ServeError: the application cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        file: PolicyFile,
+        url: str,
+        sockets: list[socket.socket],
+        times: StopPlan,
+        *,
+        readers: Sequence[Reader],
+        shared: bool = False,
+        last: Callable[[], bool] = bool,
+        parent: int = 0,
+    ) -> None:
+        self._plan = plan
+        self._url = url
+        self._times = times
+        self._parent = parent
+        self._hosted = hosted = Hosted(load_target(plan.target, factory=plan.factory), file)
+        self._settings = settings = _settings(plan, hosted)
+        settings.watch.code = _RESTART if times.settings.returning else _GOING_AWAY
+        application = UvicornApplication(settings)
+        self.host = host = Host(
+            hosted.service,
+            terms=times.host_terms(),
+            journal=Journal(*readers),
+            requests=hosted.counts,
+        )
+        host.health.cache = file.lifecycle.health.cache
+        self._prestop = Prestop(settings.watch, host, self._drain_terms)
+        self._server = UvicornServer(
+            settings,
+            application,
+            sockets,
+            self._drain_terms,
+            self._tell,
+            cut=host.cut,
+            shared=shared,
+            last=last,
+        )
+        host.add("application", start=application.start, stop=application.stop)
+        host.add("server", self._server)
+        host.on_reload(self._reload)
+
+    async def live(
+        self, signals: SignalSource | None = None, ready: Callable[[], None] | None = None
+    ) -> ExitCode:
+        """Serve until told to stop; the exit code.
+
+        Args:
+            signals: what tells it.
+            ready: called once, when all is up.
+
+        Raises:
+            OSError: another process listens on the address by now.
+        """
+        if ready is not None:
+            self.host.journal.read_by(_Once(self.host, ready))
+        operator = Operator(self._pages(), {"/prestop": self._prestop.asked})
+        if self._plan.admin:
+            await operator.start()
+        try:
+            code = await self.host.run(signals)
+        finally:
+            operator.close()
+        failure = self._server.failure
+        if failure is not None and failure.errno == errno.EADDRINUSE:
+            raise failure
+        return code
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
+        self.host.journal.write(kind, subject, detail, data=data)
+
+    def _drain_terms(self) -> DrainTerms:
+        by_hand = self.host.cause.startswith("SIGINT") and _has_terminal()
+        return self._times.drain_terms(
+            tls=self._settings.is_ssl, at_once=by_hand, waited=self._prestop.lasted()
+        )
+
+    def _reload(self) -> None:
+        if _STARTED_AT_TERMINAL and not _has_terminal():
+            self.host.stop("the terminal is gone", by="SIGHUP")
+            return
+        file = self._plan.read()
+        self._hosted.use(file)
+        _log.info("the policy was read again from %s\n%s", _source(file), describe(file.policy))
+
+    # -- what the operator sees ------------------------------------------------------------------
+
+    def _pages(self) -> Pages:
+        def policy() -> str:
+            file = self._hosted.file
+            return f"{describe(file.policy)}\nfrom {_source(file)}\n"
+
+        return pages(self._about, policy, self._hosted.counts, self._life)
+
+    def _about(self) -> dict[str, Any]:
+        policy = self._hosted.file.policy
+        return {
+            "pid": os.getpid(),
+            "parent": self._parent,
+            "service": policy.service,
+            "target": self._plan.target,
+            "url": self._url,
+            "mode": policy.mode,
+        }
+
+    def _life(self) -> dict[str, Any]:
+        host, times = self.host, self._times
+        return {
+            "phase": host.phase,
+            "ready": host.ready,
+            "cause": host.cause,
+            "stop": times.line(),
+            "warnings": list(times.warnings),
+            "records": [record.as_dict() for record in host.journal.records[-_SHOWN:]],
+        }
+
+
+class _Once:
+    """Tells once that everything is up."""
+
+    def __init__(self, host: Host, tell: Callable[[], None]) -> None:
+        self._host = host
+        self._tell: Callable[[], None] | None = tell
+
+    def __call__(self, record: Record) -> None:
+        if record.kind == "ready.changed" and self._host.ready and self._tell is not None:
+            tell, self._tell = self._tell, None
+            tell()
+
+
+def _settings(plan: Plan, hosted: Hosted) -> Settings:
+    settings = Settings(
+        hosted,
+        hosted,
+        http2=plan.http2,
+        access_log=plan.access_log,
+        ssl_certfile=plan.certificate or None,
+        ssl_keyfile=plan.key or None,
+    )
+    settings.load()
+    return settings
+
+
+def _source(file: PolicyFile) -> str:
+    return "the built-in defaults" if file.source is None else str(file.source)
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.isatty(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+_STARTED_AT_TERMINAL: Final = _has_terminal()
