@@ -67,9 +67,11 @@ def test_sender_in_a_few_words(told: dict[str, object], sender: str | None) -> N
 
 
 def test_a_sender_that_lives_is_looked_up() -> None:
-    words = [sys.executable, "-c", "input()", "\n\x1b[31mforged", "x" * 400]
-    sleeper = subprocess.Popen(words, stdin=subprocess.PIPE)
+    words = [sys.executable, "-c", "input('runs')", "\n\x1b[31mforged", "x" * 400]
+    sleeper = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.read(4) == b"runs"
         found = describe(signal.SIGTERM, 0, sleeper.pid, 0)
         assert found.process.startswith("python")
         assert len(found.command) == 200
