@@ -13,7 +13,7 @@ from holdfast.domain.context import Identity
 from holdfast.domain.errors import Cancelled, ConfigError
 from holdfast.domain.instant import NEVER, format_duration
 from holdfast.domain.laws import Breach, Law
-from holdfast.domain.tree import Node, Outcome
+from holdfast.domain.tree import Node, Outcome, Refusal
 
 CAUSE = Cause(CauseKind.CALLER, "a")
 
@@ -216,3 +216,21 @@ def test_a_deadline_that_moved_on_the_wire() -> None:
 
 def test_three_digits_of_a_microsecond() -> None:
     assert format_duration(122.49995e-6) == "122 us"
+
+
+def test_the_end_of_the_process_bounds_shields_and_its_limit_does_not() -> None:
+    root = Node("process")
+    root.open_root(0.0)
+    root.limit, root.kept = 10.0, 4.0
+    work = Node("work")
+    assert work.open(root, 1.0, 100.0) is None
+    assert (work.limit, work.tightens) == (10.0, False)
+    for grace, limit in ((3.0, 13.0), (60.0, 14.0)):
+        shield = Node("shield")
+        shield.open_shield(work, 2.0, grace)
+        assert shield.limit == limit
+    late = Node("late")
+    assert late.open(root, 10.0) is Refusal.EXPIRED
+    alone = Node("clean up")
+    alone.open_shield(root, 11.0, 60.0)
+    assert alone.limit == 14.0

@@ -214,7 +214,7 @@ class Ending:
         tasks: dict[asyncio.Task[None], Part] = {}
         late: list[Part] = []
         for part in parts:
-            if not part.was_up or part.standing not in (Standing.UP, Standing.DEAD):
+            if not _is_to_stop(part):
                 continue
             part.standing = Standing.STOPPING
             self._unwatch(part)
@@ -261,7 +261,8 @@ class Ending:
         """Hooks, and what is stopped after the work; how many parts of it were given up."""
         process = self._process
         late = await self._end_background()
-        waves = [[process.parts[name] for name in wave] for wave in self._waves]
+        parts = [[process.parts[name] for name in wave] for wave in self._waves]
+        waves = [wave for wave in parts if any(map(_is_to_stop, wave))]
         steps = len(hooks) + len(waves)
         for hook in reversed(hooks):
             late += await self._run_hook(hook, self._share(steps))
@@ -301,13 +302,15 @@ class Ending:
             names = [node.path for node in nodes]
             detail = f"{len(names)} cancelled"
             process.record("drain.step", "background", detail, data={"work": names[:100]})
-        # What requests left to be done at their end is over then, too.
-        closing = [n for n in process.driver.root.children or () if isinstance(n, Shelter)]
-        for shelter in closing:
-            if shelter.origin:
-                shelter.end_by(until)
-        nodes = (*nodes, *(node for node in closing if node.origin))
-        left = await self._closed(nodes, lambda: self._by(until) + _LATE)
+        left = await self._closed(nodes, lambda: self._by(until))
+        # What requests left to be done at their end: also of those that have just been cancelled.
+        await process.until_done(process.driver.closing, lambda: self._by(until))
+        now = process.driver.now()
+        late = [n for n in process.driver.root.children or () if isinstance(n, Shelter)]
+        late = [shelter for shelter in late if shelter.origin]
+        for shelter in late:
+            shelter.end_by(now)
+        left += await self._closed(late, lambda: now + _LATE)
         if left:
             self._give_up(left)
         return len(left)
@@ -344,3 +347,8 @@ class Ending:
             return 1
         process.record("hook.failed", hook.name, why(error), data=data)
         return 0
+
+
+def _is_to_stop(part: Part) -> bool:
+    """Whether it has started, also if it died since, and was not told to stop."""
+    return part.was_up and part.standing in (Standing.UP, Standing.DEAD)

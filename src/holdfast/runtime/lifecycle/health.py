@@ -113,19 +113,25 @@ class Health:
     def __init__(self, *, gate: Callable[[], str] = str, cache: Duration = 1.0) -> None:
         self.gate = gate
         self.cache = cache
+        self.timeout: Duration = 3.0
         self._checks: dict[str, _Check] = {}
         self._report: HealthReport | None = None
         self._refresh: asyncio.Task[HealthReport] | None = None
 
     def check(
-        self, name: str, probe: Probe, *, timeout: Duration = 3.0, critical: bool = True
+        self,
+        name: str,
+        probe: Probe,
+        *,
+        timeout: Duration | None = None,
+        critical: bool = True,
     ) -> None:
         """Add a check.
 
         Args:
             name: of what is looked at.
             probe: passes when it returns, and not `False`.
-            timeout: seconds that it may take.
+            timeout: seconds that it may take; what `self.timeout` says by default.
             critical: whether the process is unready while it fails; otherwise it is only told.
 
         Raises:
@@ -133,7 +139,9 @@ class Health:
         """
         if name in self._checks:
             raise UsageError(f"there is a check '{name}' already")
-        self._checks[name] = _Check(name, probe, timeout, critical)
+        self._checks[name] = _Check(
+            name, probe, self.timeout if timeout is None else timeout, critical
+        )
         self._report = None
 
     def live(self) -> dict[str, Any]:
