@@ -371,6 +371,25 @@ def test_no_signal_is_lost_or_doubled_while_processes_are_started(place: str, lo
         program.ended()
 
 
+@both_loops
+def test_a_signal_that_another_thread_takes_wakes_the_loop(loop: str) -> None:
+    body = """
+        def take():
+            with unblocked():
+                os.kill(os.getpid(), signal.SIGTERM)
+        async def main():
+            with Signals() as signals, signals.subscribe() as channel:
+                thread = threading.Timer(0.5, take)
+                thread.start()  # nothing else will happen on this loop
+                say((await channel.get()).line())
+                thread.join()
+        run(main)
+    """
+    with Program(body, loop) as program:
+        program.expect("SIGTERM from unknown (a handler is not told)")
+        program.ended()
+
+
 def test_a_signal_without_a_handler_stays_blocked_rather_than_kill() -> None:
     # `remove_signal_handler` puts the default action in place of what was there before.
     body = """
