@@ -101,7 +101,8 @@ class Served:
 
     def tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
         assert kind == "drain.step"
-        self.steps.append(subject)
+        if subject != "in_flight":
+            self.steps.append(subject)
         self.facts[subject] = data
 
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

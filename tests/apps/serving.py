@@ -94,6 +94,7 @@ class Home:
         return os.environ | {
             "PYTHONPATH": str(SOURCE),
             "XDG_RUNTIME_DIR": str(self.runtime),
+            "XDG_STATE_HOME": str(self.runtime / "state"),
             "COLUMNS": "200",
             "NO_COLOR": "1",
         }

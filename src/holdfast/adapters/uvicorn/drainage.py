@@ -36,6 +36,9 @@ __all__ = ["Drainage", "Tell"]
 _EVERY: Final[Duration] = 0.02
 """Seconds between two looks at all connections, however much happens to them."""
 
+_SAMPLE: Final[Duration] = 0.1
+"""Seconds between two notes of how much is in flight."""
+
 
 class Tell(Protocol):
     """Where it is said what happens."""
@@ -81,6 +84,8 @@ class Drainage:
         self._finished = False
         self._closed = 0
         self._aborted = 0
+        self._sampled = -1
+        self._sampled_at: Instant = 0.0
         self.last: Callable[[], bool] = bool
         """Says whether nobody else serves what waits in a shared accept queue."""
 
@@ -119,6 +124,7 @@ class Drainage:
                     case Done():
                         left, self._finished = decision.left, True
             if not self._finished:
+                self._sample()
                 await self._bell.wait(min(self._release(), self._state.look))
         self._tell(
             "drain.step", "done", f"{left} left over" if left else "nothing is open any more",
@@ -137,6 +143,12 @@ class Drainage:
     def _step(self, event: Event) -> Sequence[Decision]:
         self._state, decided = self._machine.step(self._state, event, self._now())
         return decided
+
+    def _sample(self) -> None:
+        now, served = self._now(), len(self._tasks)
+        if served != self._sampled and now >= self._sampled_at + _SAMPLE:
+            self._sampled, self._sampled_at = served, now
+            self._tell("drain.step", "in_flight", f"{served} requests", in_flight=served)
 
     def _look(self) -> int:
         connected = sum(1 for _ in self._connections())

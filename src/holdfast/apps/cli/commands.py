@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from holdfast._version import __version__
+from holdfast.apps.cli.serving import serve
 
 __all__ = ["app"]
 
@@ -49,62 +50,7 @@ def options(
     """Bounded work for Python services: one deadline from the edge to the last socket."""
 
 
-@app.command()
-def serve(
-    target: Annotated[
-        str, typer.Argument(metavar="MODULE:ATTR", help="The ASGI application: shop.main:app")
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free port.")] = 8000,
-    uds: Annotated[str, typer.Option(metavar="PATH", help="Listen on a Unix socket instead.")] = "",
-    workers: Annotated[
-        int, typer.Option(min=1, envvar="WEB_CONCURRENCY", help="Processes that serve.")
-    ] = 1,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The policy; holdfast.toml here, if there is one."),
-    ] = None,
-    service: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the service, over the one in the policy.")
-    ] = "",
-    factory: Annotated[
-        bool, typer.Option("--factory", help="ATTR makes the application when it is called.")
-    ] = False,
-    reload: Annotated[
-        bool, typer.Option("--reload", help="Start again when a Python file changes.")
-    ] = False,
-    access_log: Annotated[bool, typer.Option(help="Log each request.")] = True,
-    admin: Annotated[
-        bool,
-        typer.Option(
-            "--admin/--no-admin", help="A local socket for `holdfast tree`, for this user only."
-        ),
-    ] = True,
-) -> None:
-    """Host an ASGI application under a time-out policy.
-
-    SIGHUP reads the policy again; requests under way keep their limits. With several workers it
-    replaces them one by one.
-    """
-    from holdfast.apps.serve.plan import Plan
-    from holdfast.apps.serve.run import serve as run
-
-    if reload and workers > 1:
-        raise typer.BadParameter("--reload and --workers do not go together; leave one away")
-    plan = Plan(
-        target=target,
-        factory=factory,
-        host=host,
-        port=port,
-        uds=uds,
-        workers=workers,
-        reload=reload,
-        access_log=access_log,
-        admin=admin,
-        service=service,
-        config=None if config is None else config.absolute(),
-    )
-    raise typer.Exit(run(plan))
+app.command()(serve)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from holdfast.runtime.lastresort import end_within
 from holdfast.runtime.lifecycle import ExitCode, FileReader, LogReader
 from holdfast.runtime.lifecycle.journal import Reader
 from holdfast.runtime.memory import StopMemory
+from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
 __all__ = ["ServiceProcess", "outcome_of"]
 
-_log: Final = logging.getLogger("holdfast.serve")
 _OUTCOMES: Final = {
     ExitCode.TIMED_OUT: Outcome.TIMED_OUT,
     ExitCode.FORCED: Outcome.FORCED,
@@ -72,17 +71,18 @@ class ServiceProcess:
         stop = file.lifecycle.stop
         meant = meanings(quit=stop.quit)
         block_signals(meanings=meant)
-        memory = StopMemory.of(file.policy.service, stop.memory)
+        memory = StopMemory.of(file.policy.service or self.plan.target, stop.memory)
         times = stop_plan(file, memory.recall().failures)
-        for warning in times.warnings:
-            _log.warning("%s", warning)
         quitting = install_quit(meant.get("SIGQUIT", Meaning.IGNORE), before=self._quits)
+        signals = Signals(meant)
+        signals.start()
         try:
-            with Signals(meant) as signals, asyncio.Runner(loop_factory=loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 code = runner.run(self._live(file, sockets, signals, times, memory))
                 memory.ended(outcome_of(code))
                 end_within(times.budget.cleanup, code)
         finally:
+            signals.close(restore=False)  # what comes now must not change the exit code
             if quitting is not None:
                 quitting.close()
         return int(code)
@@ -95,6 +95,9 @@ class ServiceProcess:
         times: StopPlan,
         memory: StopMemory,
     ) -> ExitCode:
+        reaper = Reaper() if is_first() else None
+        if reaper is not None:
+            reaper.start()
         self._service = service = Service(
             self.plan, file, self.url, sockets, times, readers=self._readers()
         )
@@ -103,7 +106,11 @@ class ServiceProcess:
             await asyncio.to_thread(memory.begun, times.memory_terms())
 
         service.host.on_stop(remember, name="memory of stops")
-        return await service.live(signals, self._ready)
+        try:
+            return await service.live(signals, self._ready)
+        finally:
+            if reaper is not None:
+                reaper.stop()
 
     def _readers(self) -> list[Reader]:
         readers: list[Reader] = [LogReader()]

@@ -14,7 +14,10 @@ from holdfast._version import __version__
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
+from holdfast.apps.serve.stopplan import stop_plan
+from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
+from holdfast.runtime.cgroup import read_quota
 
 __all__ = ["serve"]
 
@@ -43,7 +46,7 @@ def serve(plan: Plan, say: Callable[[str], None] | None = None) -> int:
     sock = bind(plan.host, plan.port, plan.uds)
     try:
         tell = say or _say
-        url = url_of(sock)
+        url = url_of(sock, tls=bool(plan.certificate))
         return _host(plan, file, sock, url, lambda: tell(_block(plan, file, url)))
     finally:
         sock.close()
@@ -89,6 +92,11 @@ def _block(plan: Plan, file: PolicyFile, url: str) -> str:
         lines.append(f"  processes   {plan.workers} workers, supervised by {os.getpid()}")
     else:
         lines.append(f"  process     {os.getpid()}")
+    quota = read_quota()
+    lines.append(f"  processors  {threads_for(quota).why}")
+    stop = stop_plan(file)
+    lines.append(f"  stop        {stop.line()}")
+    lines += [f"  warning     {warning}" for warning in stop.warnings]
     lines.append(f"  policy      {file.source or 'built-in'}")
     if plan.admin:
         lines.append(f"  live tree   holdfast tree --pid {os.getpid()}")

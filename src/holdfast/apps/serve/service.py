@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from holdfast.adapters.asgi.health import HealthPages
 from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
 from holdfast.apps.serve.hosted import Hosted
 from holdfast.apps.serve.operator import Operator, Pages, pages
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.prestop import Prestop
+from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import StopPlan
 from holdfast.apps.serve.target import load_target
+from holdfast.domain.errors import UsageError
 from holdfast.domain.lifecycle.drain import DrainTerms
+from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
 from holdfast.domain.record import Record
+from holdfast.runtime.cgroup import read_quota
 from holdfast.runtime.lifecycle import ExitCode, Host, Journal
 from holdfast.runtime.lifecycle.audit import SignalSource
 from holdfast.runtime.lifecycle.journal import Reader
@@ -73,16 +80,15 @@ class Service:
         self._times = times
         self._parent = parent
         self._hosted = hosted = Hosted(load_target(plan.target, factory=plan.factory), file)
-        self._settings = settings = _settings(plan, hosted)
-        settings.watch.code = _RESTART if times.settings.returning else _GOING_AWAY
-        application = UvicornApplication(settings)
         self.host = host = Host(
             hosted.service,
             terms=times.host_terms(),
             journal=Journal(*readers),
             requests=hosted.counts,
         )
-        host.health.cache = file.lifecycle.health.cache
+        self._settings = settings = _settings(plan, hosted, self._with_health(file))
+        settings.watch.code = _RESTART if times.settings.returning else _GOING_AWAY
+        application = UvicornApplication(settings)
         self._prestop = Prestop(settings.watch, host, self._drain_terms)
         self._server = UvicornServer(
             settings,
@@ -112,6 +118,7 @@ class Service:
         """
         if ready is not None:
             self.host.journal.read_by(_Once(self.host, ready))
+        self._threads()
         operator = Operator(self._pages(), {"/prestop": self._prestop.asked})
         if self._plan.admin:
             await operator.start()
@@ -123,6 +130,29 @@ class Service:
         if failure is not None and failure.errno == errno.EADDRINUSE:
             raise failure
         return code
+
+    def _with_health(self, file: PolicyFile) -> HealthPages:
+        host, settings = self.host, file.lifecycle.health
+        host.health.cache = settings.cache
+        host.health.timeout = settings.check_timeout
+
+        async def report() -> dict[str, Any]:
+            return (await host.health.ready()).as_dict()
+
+        return HealthPages(
+            self._hosted,
+            report,
+            settings,
+            stopping=lambda: host.cause,
+            retry_after=file.lifecycle.stop.retry_after,
+            details=file.policy.wire.details,
+        )
+
+    def _threads(self) -> None:
+        """As many threads for blocking calls as the processors are good for that we may use."""
+        advice = threads_for(read_quota())
+        pool = ThreadPoolExecutor(advice.count, thread_name_prefix="blocking call")
+        asyncio.get_running_loop().set_default_executor(pool)
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -188,16 +218,25 @@ class _Once:
             tell()
 
 
-def _settings(plan: Plan, hosted: Hosted) -> Settings:
-    settings = Settings(
-        hosted,
-        hosted,
-        http2=plan.http2,
-        access_log=plan.access_log,
-        ssl_certfile=plan.certificate or None,
-        ssl_keyfile=plan.key or None,
-    )
-    settings.load()
+def _settings(plan: Plan, hosted: Hosted, app: HealthPages) -> Settings:
+    try:
+        settings = Settings(
+            app,
+            hosted,
+            http2=plan.http2,
+            access_log=plan.access_log,
+            ssl_certfile=plan.certificate or None,
+            ssl_keyfile=plan.key or None,
+        )
+        settings.load()
+    except UsageError as error:
+        raise ServeError(f"--http2: {error}") from None
+    except OSError as error:  # of files, and of what is in them
+        files = f"--ssl-certfile {plan.certificate}"
+        files += f" with --ssl-keyfile {plan.key}" if plan.key else ""
+        raise ServeError(
+            f"{files}: {error.strerror or error}; give a certificate and its key, both PEM"
+        ) from None
     return settings
 
 
