@@ -151,7 +151,7 @@ def _holdfast(*flags: str) -> Callable[[Ask], list[str]]:
         if ask.workers > 1:
             words += ["--workers", str(ask.workers)]
         if ask.tls:
-            words += ["--certfile", ask.tls[0], "--keyfile", ask.tls[1]]
+            words += ["--ssl-certfile", ask.tls[0], "--ssl-keyfile", ask.tls[1]]
         if ask.http2:
             words.append("--http2")
         return words

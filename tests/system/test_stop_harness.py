@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.stop.cells import Situation, stop_once
-from bench.stop.servers import Ask, Server
+from bench.stop.cells import FIVE, Situation, stop_once
+from bench.stop.servers import SERVERS, Ask, Server
 from bench.stop.tally import Call, tally
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -67,3 +67,12 @@ def test_losses_are_told_apart() -> None:
     assert (found["lost_kept"], found["lost_new"], found["lost_in_flight"]) == (2, 1, 1)
     assert (found["late_kept"], found["refused"]) == (1, 1)
     assert (found["last_in_flight"], found["last_answer"]) == (2.5, 2.9)
+
+
+@pytest.mark.parametrize("cell", FIVE)
+def test_serve_loses_nothing(cell: str) -> None:
+    for seed in (1, 2):
+        found = stop(SERVERS["holdfast"], cell, seed)
+        assert found["lost"] == 0, found
+        assert found["rc"] == 0, found
+        assert found["hook"] == 1, found
