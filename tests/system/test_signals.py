@@ -307,12 +307,12 @@ def test_pitfall_a_sender_outside_the_container_has_no_pid(loop: str) -> None:
 
 def test_pitfall_a_sender_that_is_gone_is_known_by_its_number_only() -> None:
     body = """
-        sender = subprocess.Popen(["kill", "-TERM", str(os.getpid())])
-        sender.wait()
+        sender = os.posix_spawnp("kill", ["kill", "-TERM", str(os.getpid())], os.environ)
+        os.waitpid(sender, 0)
         async def main():
             with Signals() as signals, signals.subscribe("TERM") as channel:
                 note = await channel.get()
-                say(note.sender == f"process {sender.pid} of user {os.getuid()}", note.process)
+                say(note.sender == f"process {sender} of user {os.getuid()}", note.process)
         run(main)
     """
     with Program(body) as program:
