@@ -125,14 +125,14 @@ def test_each_side_hears_the_other() -> None:
             link.down.obey(link.orders.append)
             link.down.listen(99.0)
             link.up.stop(StopOrder(2.5, final=True, cause="x"))
-            link.up.stop(StopOrder(1.0, force=True, at_once=True))
+            link.up.stop(StopOrder(1.0, force=True, stop="7@1.5"))
             link.down.phase("running")
             link.down.ready()
             link.down.record(Record(1.0, "hook.done", "a"))
             await until(lambda: len(link.heard) == 3 and len(link.orders) == 2)
             assert link.orders == [
                 StopOrder(2.5, final=True, cause="x"),
-                StopOrder(1.0, force=True, at_once=True),
+                StopOrder(1.0, force=True, stop="7@1.5"),
             ]
             assert link.heard[:2] == [{"phase": "running"}, {"ready": True}]
             record: Any = link.heard[2]["record"]

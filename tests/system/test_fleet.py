@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.domain.record import record_from_dict
 from tests.apps.serving import PATIENCE, Home, Served, alive, ask, children, gone
 
 pytestmark = pytest.mark.system
@@ -226,8 +228,8 @@ def test_hang_up_rolls_new_before_old(home: Home) -> None:
         old = ready(served, 2)
         served.send(signal.SIGHUP)
         served.wait_for("every worker is a new one")
-        told = re.findall(r"(worker\.ready|worker\.retired|stopped worker)", served.log())
-        assert told[2:] == ["worker.ready", "worker.retired", "stopped worker"] * 2
+        told = re.findall(r"(worker\.ready|requested worker|worker\.retired)", served.log())
+        assert told[2:] == ["worker.ready", "requested worker", "worker.retired"] * 2
         assert not set(old) & set(children(served.pid))
         assert served.get("/x")[0] == 200
         assert served.stop(signal.SIGTERM) == 0
@@ -421,3 +423,18 @@ def test_rolls_under_load_lose_nothing(home: Home) -> None:
     assert sum(client.answered for client in clients) > 100
     assert sum(client.refused for client in clients) == 0
     assert sum(client.lost for client in clients) == 0
+
+
+def test_one_time_line_tells_of_all(home: Home) -> None:
+    path = home.path / "story.jsonl"
+    with home.serve("moody:app", "--workers", "2", "--timeline", str(path)) as served:
+        workers = ready(served, 2)
+        assert served.stop(signal.SIGTERM) == 0
+    records = [record_from_dict(json.loads(line)) for line in path.read_text().splitlines()]
+    assert {record.pid for record in records} == {served.pid, *workers}
+    assert {r.data["pid"] for r in records if r.kind == "worker.retired"} == set(workers)
+    ends = {r.pid: r.data["code"] for r in records if r.kind == "process.ended"}
+    assert ends == {served.pid: 0} | dict.fromkeys(workers, 0)
+    shown = home.run("timeline", str(path))
+    assert shown.returncode == 0, shown.stderr
+    assert all(str(pid) in shown.stdout for pid in (served.pid, *workers))

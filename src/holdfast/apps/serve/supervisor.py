@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
+from holdfast.apps.serve.chronicle import journal_of, log_to_stderr
 from holdfast.apps.serve.handover import Handover
 from holdfast.apps.serve.offspring import DeathWatch, start_python
 from holdfast.apps.serve.plan import Plan
@@ -58,9 +59,9 @@ from holdfast.domain.lifecycle.fleet import (
     wake,
 )
 from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meaning, Meanings
-from holdfast.domain.record import Record, record_from_dict
+from holdfast.domain.record import record_from_dict
 from holdfast.runtime.driver import Driver, driver_of
-from holdfast.runtime.lifecycle.journal import Journal, LogReader
+from holdfast.runtime.lifecycle import Journal
 from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalChannel, SignalNote, Signals, block_signals
 from holdfast.runtime.stacks import dump
@@ -107,9 +108,12 @@ class Supervisor:
         sockets: bound; closed when the fleet stops.
         url: where the service listens, for people.
         ready: called once, when the first worker accepts connections.
-        journal: gets every record, those of the workers as well. Logs our own by default; workers
-            log for themselves.
+        journal: gets every record, those of the workers as well. By default our own are logged
+            (workers log for themselves), and all are written to the time-line of the plan.
         terms: the times of the fleet; by default what the policy file says.
+
+    Raises:
+        ServeError: the time-line cannot be written.
     """
 
     def __init__(
@@ -127,7 +131,7 @@ class Supervisor:
         self._sockets = list(sockets)
         self._url = url
         self._ready = ready
-        self._journal = journal or Journal(_log_own)
+        self._journal = journal or journal_of(plan)
         terms = terms or FleetTerms(start=file.lifecycle.stop.start + MARGIN)
         self._state = opening(plan.workers, terms)
         self._children: dict[int, _Child] = {}
@@ -136,12 +140,12 @@ class Supervisor:
         self._alarm: Alarm | None = None
         self._code = 0
         self._why = "the fleet stops"
-        self._at_once = False
+        self._stop_id = ""
         self._terminal = _has_terminal()
 
     def run(self) -> int:
         """Supervise until told to stop; the exit code. For the main thread of a process."""
-        _log_to_stderr()
+        log_to_stderr()
         block_signals(meanings=_MEANINGS)
         signals = Signals(_MEANINGS)
         signals.start()
@@ -157,6 +161,8 @@ class Supervisor:
         if reaper is not None:
             reaper.start()
         self._notes: SignalChannel = signals.subscribe()
+        service = self._settings[0].file.policy.service
+        self._journal.write("process.started", service, data={"role": "supervisor"})
         try:
             self._feed(Tick())
             async for note in self._notes:
@@ -166,6 +172,9 @@ class Supervisor:
                 reaper.stop()
             for child in self._children.values():
                 child.link.close()
+        self._journal.write(
+            "process.ended", detail=f"exit code {self._code}", data={"code": self._code}
+        )
         return self._code
 
     # -- the machine -----------------------------------------------------------------------------
@@ -236,12 +245,13 @@ class Supervisor:
             # First our own copies: then the workers alone hold the accept queue, and empty it.
             for sock in self._sockets:
                 sock.close()
+            self._stop_id = self._stop_id or f"{os.getpid()}@{self._driver.now():.3f}"
         order = StopOrder(
             seconds=retire.seconds - min(MARGIN, retire.seconds / 2),
             final=retire.final,
             force=retire.force,
-            at_once=retire.final and self._at_once,
             cause=self._why if retire.final else "another worker takes its place",
+            stop=self._stop_id if retire.final else "",
         )
         self._children[retire.pid].link.stop(order)
 
@@ -253,12 +263,13 @@ class Supervisor:
         if report.kind == "stop.begun":
             self._journal.write(report.kind, cause=detail)
             return
-        self._journal.write(
-            report.kind,
-            f"worker {report.pid}" if report.pid else "",
-            detail,
-            data={"worker": report.pid, "slot": report.slot, "generation": report.generation},
-        )
+        data: dict[str, object] = {"generation": report.generation}
+        if report.pid:
+            data |= {"pid": report.pid, "slot": report.slot}
+        if report.code is not None:
+            data |= {"signal": -report.code} if report.code < 0 else {"code": report.code}
+        subject = f"worker {report.pid}" if report.pid else ""
+        self._journal.write(report.kind, subject, detail, data=data)
 
     # -- the workers -----------------------------------------------------------------------------
 
@@ -299,7 +310,6 @@ class Supervisor:
         )
         match note.name:
             case "SIGTERM" | "SIGINT":
-                self._at_once = self._terminal and note.name == "SIGINT"
                 self._stop(note.line())
             case "SIGHUP":
                 self._hang_up()
@@ -356,27 +366,6 @@ class Supervisor:
         before = len(self._state.slots)
         self._feed(Resize(by))
         _log.info("%d workers are wanted now, %d before", len(self._state.slots), before)
-
-
-def _log_own(record: Record) -> None:
-    if record.pid == os.getpid():
-        LogReader(_log)(record)
-
-
-class _Lines(logging.Formatter):
-    """As those of uvicorn, among which they appear."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname + ':':<9} {super().format(record)}"
-
-
-def _log_to_stderr() -> None:
-    ours = logging.getLogger("holdfast")
-    if not ours.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Lines())
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
 
 
 def _has_terminal() -> bool:

@@ -12,9 +12,13 @@ from holdfast.apps.serve.handover import Handover, handover_from_json
 from holdfast.apps.serve.offspring import die_with
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
+from holdfast.apps.serve.stopplan import stop_plan
 from holdfast.apps.serve.workerlink import StopOrder, WorkerEnd
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
+from holdfast.runtime.lastresort import end_within
+from holdfast.runtime.lifecycle import ExitCode, LogReader
+from holdfast.runtime.memory import StopMemory
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
 __all__ = ["main"]
@@ -95,7 +99,11 @@ class _Worker:
     ) -> None:
         self._handover, self._file, self._sockets = handover, file, sockets
         self._link, self._meant = link, meant
+        policy, stop = file.policy, file.lifecycle.stop
+        self._memory = StopMemory.of(policy.service, stop.memory)
+        self._times = stop_plan(file, self._memory.recall().failures)
         self._final = False
+        self._stop = ""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, signals: Signals) -> int:
@@ -105,14 +113,16 @@ class _Worker:
             ServeError: it cannot start, and whoever gave the command can put that right.
         """
         from holdfast.adapters.uvloop import loop_factory
+        from holdfast.apps.serve.process import outcome_of
 
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(self._live(signals))
+            code = runner.run(self._live(signals))
+            self._memory.ended(outcome_of(code))
+            end_within(self._times.budget.cleanup, code)
+        return int(code)
 
-    async def _live(self, signals: Signals) -> int:
+    async def _live(self, signals: Signals) -> ExitCode:
         from holdfast.apps.serve.service import Service
-        from holdfast.apps.serve.stopplan import stop_plan
-        from holdfast.runtime.lifecycle import LogReader
 
         self._loop = loop = asyncio.get_running_loop()
         given = self._handover
@@ -121,15 +131,19 @@ class _Worker:
             self._file,
             given.url,
             self._sockets,
-            stop_plan(self._file),
+            self._times,
             readers=[LogReader(_log), self._link.follow],
             shared=True,
             last=lambda: self._final,
             parent=given.supervisor,
         )
         self._host = service.host
+        self._host.on_stop(self._remember, name="memory of stops")
         self._link.obey(lambda order: loop.call_soon_threadsafe(self._ordered, order))
         return await service.live(signals)
+
+    async def _remember(self) -> None:
+        await asyncio.to_thread(self._memory.begun, self._times.memory_terms(), self._stop)
 
     def signalled(self, note: SignalNote) -> None:
         """One signal; in the thread that has read it."""
@@ -141,14 +155,15 @@ class _Worker:
 
     def _stop_alone(self, why: str) -> None:
         # Told to this worker only: nobody else ends, and the others serve what is queued.
-        self._host.stop(why, by="a signal")
+        self._host.stop(by=why)
 
     def _ordered(self, order: StopOrder) -> None:
         self._final |= order.final
+        self._stop = self._stop or order.stop
         if order.force:
-            self._host.force(order.cause, by="the supervisor")
+            self._host.force(by=order.cause)
         else:
-            self._host.stop(order.cause, by="the supervisor")
+            self._host.stop(by=order.cause)
 
 
 if __name__ == "__main__":

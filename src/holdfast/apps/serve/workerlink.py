@@ -1,7 +1,7 @@
 """What a supervisor and its worker tell each other, over a socket pair: one JSON object a line.
 
     down  the handover (see `handover`), first and once
-          {"stop": {"seconds": 12.0, "final": true, "force": false, "at_once": false,
+          {"stop": {"seconds": 12.0, "final": true, "force": false, "stop": "4711@2879.3",
                     "cause": "SIGTERM from process 1 (systemd) of user 0"}}
     up    {"phase": "initializing"}    where the worker is in its life
           {"ready": true}              it accepts connections
@@ -50,16 +50,16 @@ class StopOrder:
         seconds: how long it may take for it; it is killed some time later.
         final: whether nobody else serves what waits in the accept queue.
         force: whether it is to cut what it serves.
-        at_once: whether somebody sits at the terminal, and nobody else has to learn of it first.
         cause: why, in one line.
+        stop: which stop of the supervisor it is part of; empty for one of this worker alone.
         orphan: whether it is no order at all: the supervisor is gone.
     """
 
     seconds: Duration
     final: bool = False
     force: bool = False
-    at_once: bool = False
     cause: str = ""
+    stop: str = ""
     orphan: bool = False
 
 
@@ -99,8 +99,8 @@ class SupervisorEnd:
             "seconds": order.seconds,
             "final": order.final,
             "force": order.force,
-            "at_once": order.at_once,
             "cause": order.cause,
+            "stop": order.stop,
         }
         self.say(json.dumps({"stop": told}))
 
@@ -294,8 +294,8 @@ def _order(line: bytes) -> StopOrder | None:
             seconds=float(given["seconds"]),
             final=given["final"] is True,
             force=given["force"] is True,
-            at_once=given["at_once"] is True,
             cause=str(given["cause"]),
+            stop=str(given["stop"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         _log.error("the supervisor says what nobody understands: %r", line[:200])

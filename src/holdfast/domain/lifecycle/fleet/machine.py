@@ -132,8 +132,8 @@ class _Turn:
     def _worst(self, code: int) -> None:
         self.state = replace(self.state, code=max(self.state.code, code))
 
-    def _report(self, kind: str, worker: Worker, detail: str = "") -> None:
-        self.decided.append(Report(kind, worker.pid, worker.slot, worker.generation, detail))
+    def _report(self, kind: str, worker: Worker, detail: str = "", code: int | None = None) -> None:
+        self.decided.append(Report(kind, worker.pid, worker.slot, worker.generation, detail, code))
 
     def _newcomer(self, worker: Worker) -> bool:
         """Whether it is to replace one of another generation."""
@@ -191,10 +191,11 @@ class _Turn:
         if worker.stage in (Stage.RETIRING, Stage.KILLED):
             if self.state.mode is Mode.STOPPING:
                 self._worst(_end_of(worker, code))
-            self._report("component.stopped", worker, lasted)
+            went = worker.stage is Stage.RETIRING and code is not None and code >= 0
+            self._report("worker.retired" if went else "worker.died", worker, lasted, code)
         elif worker.stage is Stage.READY:
             ran = self.now - worker.since
-            self._report("worker.died", worker, f"{lasted}; {self._penalty(worker, ran)}")
+            self._report("worker.died", worker, f"{lasted}; {self._penalty(worker, ran)}", code)
         else:
             self._not_ready(worker, lasted, code)
 
@@ -204,12 +205,12 @@ class _Turn:
             self._report("component.failed", worker, f"the first worker did not start: {how}")
             self.stop("failed to start", UNUSABLE if code == UNUSABLE else FAILED_TO_START)
         elif not self._newcomer(worker):
-            self._report("worker.died", worker, f"{how}; {self._penalty(worker, 0.0)}")
+            self._report("worker.died", worker, f"{how}; {self._penalty(worker, 0.0)}", code)
         elif worker.generation != self.state.target:
-            self._report("worker.died", worker, how)
+            self._report("worker.died", worker, how, code)
         else:
             self.state = replace(self.state, target=None)
-            self._report("worker.died", worker, how)
+            self._report("worker.died", worker, how, code)
             what = "the roll is given up, the old workers stay: the new one did not get ready"
             self._report("config.refused", worker, f"{what}: {how}")
 
@@ -231,7 +232,7 @@ class _Turn:
         if worker.pid:
             retiring = replace(retiring, due=self.now + worker.patience)
             self.decided.append(Retire(worker.pid, worker.patience, final))
-            self._report("worker.retired", worker)
+            self._report("shutdown.requested", worker)
         self._put(retiring)
 
     def _kill(self, worker: Worker) -> None:

@@ -158,13 +158,14 @@ class Dump:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Tell people; the fields are those of a record."""
+    """Tell people; `kind` and `detail` are of a record, `code` is of a process that is gone."""
 
     kind: str
     pid: int = 0
     slot: int = -1
     generation: int = 0
     detail: str = ""
+    code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

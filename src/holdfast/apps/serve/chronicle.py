@@ -1,0 +1,55 @@
+"""What a supervisor tells, and where: the story of all its workers is one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final
+
+from holdfast.apps.serve.plan import Plan
+from holdfast.apps.serve.problem import ServeError
+from holdfast.domain.record import Record
+from holdfast.runtime.lifecycle.journal import FileReader, Journal, LogReader, Reader
+
+__all__ = ["journal_of", "log_to_stderr"]
+
+_log: Final = logging.getLogger("holdfast.serve")
+
+
+def journal_of(plan: Plan) -> Journal:
+    """A journal that logs what is ours and writes all of it to the time-line of the plan.
+
+    Raises:
+        ServeError: the time-line cannot be written.
+    """
+    readers: list[Reader] = [_log_own]
+    if plan.timeline:
+        try:
+            readers.append(FileReader(plan.timeline))
+        except OSError as error:
+            raise ServeError(
+                f"--timeline {plan.timeline}: {error.strerror}; name a file that can be appended to"
+            ) from None
+    return Journal(*readers)
+
+
+def _log_own(record: Record) -> None:
+    if record.pid == os.getpid():
+        LogReader(_log)(record)
+
+
+class _Lines(logging.Formatter):
+    """As those of uvicorn, among which they appear."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname + ':':<9} {super().format(record)}"
+
+
+def log_to_stderr() -> None:
+    """Log to standard error, unless the program has said where to."""
+    ours = logging.getLogger("holdfast")
+    if not ours.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Lines())
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
