@@ -16,11 +16,18 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from holdfast.adapters.httpx.aio import AsyncHoldfastTransport
+from holdfast.adapters.httpx.idle import pool_of
 from holdfast.adapters.httpx.library import LIBRARIES
 from holdfast.adapters.httpx.pools import unguard_dialling
 from holdfast.adapters.httpx.sync import HoldfastTransport, unbound_network
 
-__all__ = ["AsyncHoldfastTransport", "HoldfastTransport", "instrument", "uninstrument"]
+__all__ = [
+    "AsyncHoldfastTransport",
+    "HoldfastTransport",
+    "instrument",
+    "pool_of",
+    "uninstrument",
+]
 
 C = TypeVar("C")
 
