@@ -73,6 +73,7 @@ def run(program: Program) -> int:
         try:
             host = _loaded(program, program.service or service)
             code = _live(host, program, stop, signals, door, reaper)
+            signals.close(restore=False)  # what comes now must not change the exit code
         finally:
             if dump is not None:
                 dump.close()
