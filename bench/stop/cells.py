@@ -17,9 +17,13 @@ from bench.stop.process import clients, free_port, running
 from bench.stop.servers import Ask, Server, chosen, stop_table, versions
 from bench.stop.tally import LOST
 
-__all__ = ["CELLS", "Situation", "measure", "sheet", "stop_once"]
+__all__ = ["ABOVE", "CELLS", "FIVE", "Situation", "measure", "sheet", "stop_once"]
 
 CLIENTS: Final = 50
+QUIET: Final = 1.0
+"""Our quiet window, unless it is set otherwise."""
+ABOVE: Final = 0.1
+"""Seconds that the exit may take beyond it."""
 EXIT: Final = 45.0
 """Seconds after which a server that was told to stop is killed."""
 
@@ -138,6 +142,11 @@ def sheet(
         if server.name == "holdfast":
             lost = float(sum(one["lost"] for one in mine))
             result.checks.append(Check(f"holdfast: lost in {len(mine)} stops", Cell(lost, lost), 0))
+            after = [one["after_last"] for one in mine if one["after_last"] is not None]
+            if after:
+                cell = Cell(statistics.median(after), max(after))
+                what = "holdfast: from the last answer to the exit (longest)"
+                result.checks.append(Check(what, cell, QUIET + ABOVE, "s"))
     result.notes = [
         f"{versions(servers)}.",
         "Lost: " + "; ".join(f"{name}: {what}" for name, what in LOST.items()) + ".",

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from bench._harness import Sheet, Tell
 from bench.stop.attempt import Attempts
+from bench.stop.load import complete
 from bench.stop.process import Running, free_port, running
 from bench.stop.servers import Ask, Server, chosen, versions
 
@@ -41,7 +42,7 @@ def answer(sock: socket.socket, patience: float = PATIENCE) -> str:
     sock.settimeout(patience)
     said = b""
     try:
-        while b"\r\n\r\n" not in said:
+        while (found := complete(said)) is None:
             data = sock.recv(65536)
             if not data:
                 return "EOF"
@@ -50,8 +51,8 @@ def answer(sock: socket.socket, patience: float = PATIENCE) -> str:
         return "nothing"
     except OSError:
         return "reset"
-    closes = ", close" if b"connection: close" in said.lower() else ""
-    return said.split()[1].decode() + closes
+    status, closes = found
+    return f"{status}, close" if closes else str(status)
 
 
 def silent(sock: socket.socket, told: Callable[[], None]) -> str:

@@ -30,7 +30,7 @@ from typing import Final
 
 from bench.stop.tally import LOST, Call, tally
 
-__all__ = ["Load"]
+__all__ = ["Load", "complete"]
 
 AGAIN: Final = 0.02
 """Seconds after which a refused connect is tried again."""

@@ -160,8 +160,11 @@ def running(server: Server, ask: Ask, *, wait: bool = True) -> Generator[Running
 
 
 def _policy(ask: Ask) -> str:
-    lines = ["[stop]"] if ask.stop else []
-    lines += [f"{key} = {json.dumps(value)}" for key, value in ask.stop.items()]
+    table = dict(ask.stop)
+    if ask.timeout is not None:
+        table.setdefault("base", ask.timeout)
+    lines = ["[stop]"] if table else []
+    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from bench._harness import Cell, Check, Sheet, Tell
-from bench.stop.cells import Situation, stop_once
+from bench.stop.cells import ABOVE, Situation, stop_once
 from bench.stop.servers import SERVERS
 
 __all__ = ["measure"]
@@ -21,8 +21,6 @@ VARIANTS: Final[list[dict[str, Any]]] = [{}]
 WINDOWS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)
 IDLE: Final = Situation("/wait/5", 0.005, think=1.0)
 AWAY: Final = 0.2
-ABOVE: Final = 0.1
-"""Seconds from the last answer to the exit that come on top of the window."""
 
 
 def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> Iterator[Sheet]:
