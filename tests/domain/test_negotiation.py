@@ -119,6 +119,17 @@ def test_answers_of_strangers_and_of_those_not_asked_change_nothing() -> None:
         assert TALKS.step(state, event, 100.5) == (state, [])
 
 
+def test_how_it_stands_with_each_can_be_read_at_any_time() -> None:
+    state, _ = TALKS.begin([["a", "b"], ["c"]], 120.0, 100.0)
+    state, _ = TALKS.step(state, Acknowledged("b"), 100.5)
+    assert dict(state.standing) == {
+        "a": Standing.ASKED,
+        "b": Standing.ACKNOWLEDGED,
+        "c": Standing.WAITING,
+    }
+    assert state.forced == ()
+
+
 def test_the_first_answer_counts() -> None:
     state, _ = TALKS.begin([["a", "b"]], 120.0, 100.0)
     state, _ = TALKS.step(state, Failed("a", "x"), 100.1)

@@ -37,6 +37,12 @@ def test_an_unknown_need_is_named_with_what_there_is() -> None:
     )
 
 
+def test_of_many_components_ten_are_named() -> None:
+    needs = {str(n): ["x"] if not n else [] for n in range(20)}
+    with pytest.raises(ConfigError, match=r"there are '0', .*, '9'$"):
+        waves(needs)
+
+
 @pytest.mark.parametrize(
     ("needs", "circle"),
     [

@@ -54,6 +54,7 @@ def after(*events: Any, machine: Lifecycle = MACHINE, now: float = 100.0) -> Lif
 
 def test_a_life_from_end_to_end_decision_by_decision() -> None:
     state, decisions = MACHINE.begin(100.0)
+    assert state == Life(entered_at=100.0)
     assert decisions == (Entered(Phase.INITIALIZING, 100.0, ""), SetReady(False))
     state, decisions = MACHINE.step(state, Started(), 101.0)
     assert decisions == (
@@ -136,7 +137,8 @@ def test_the_names_of_the_phases_are_stable() -> None:
 
 @pytest.mark.parametrize("late", ["work", "clean-up"])
 def test_what_did_not_end_in_time_is_told_by_the_exit_code(late: str) -> None:
-    state = after(Started(), StopAsked("x"), Negotiated(), Drained(3 if late == "work" else 0))
+    state = after(Started(), StopAsked("x"), Negotiated(), Drained(1 if late == "work" else 0))
+    assert state.late is (late == "work")
     _, decisions = MACHINE.step(state, CleanedUp(0 if late == "work" else 1), 101.0)
     assert decisions[-1] == Exit(ExitCode.TIMED_OUT, Outcome.EXPIRED)
 
@@ -170,6 +172,7 @@ def test_force_cuts_and_leaves_a_moment_then_gives_clean_up_up() -> None:
     state, decisions = MACHINE.step(state, StopAsked("b"), 103.0)
     assert decisions == (CutNow(104.0),)
     assert (state.until, state.end) == (103.0, 104.0)
+    assert (state.late, state.forced, state.cutting) == (True, True, True)
     assert MACHINE.step(state, StopAsked("c"), 103.5) == (state, ())
     state, decisions = MACHINE.step(state, Drained(1), 103.5)
     assert decisions == (CleanUp(104.0),)
@@ -177,6 +180,16 @@ def test_force_cuts_and_leaves_a_moment_then_gives_clean_up_up() -> None:
     assert decisions == (Abandon(),)
     assert MACHINE.step(state, StopAsked("e"), 103.7) == (state, ())
     _, decisions = MACHINE.step(state, CleanedUp(), 103.7)
+    assert decisions[-1] == Exit(ExitCode.FORCED, Outcome.CANCELLED)
+
+
+def test_force_during_clean_up_gives_it_up_at_once() -> None:
+    state = after(Started(), StopAsked("a"), Negotiated(), Drained())
+    assert (state.late, state.forced, state.abandoned) == (False, False, False)
+    state, decisions = MACHINE.step(state, StopAsked("b"), 103.0)
+    assert decisions == (Abandon(),)
+    assert (state.late, state.forced, state.abandoned) == (True, True, True)
+    _, decisions = MACHINE.step(state, CleanedUp(), 103.0)
     assert decisions[-1] == Exit(ExitCode.FORCED, Outcome.CANCELLED)
 
 

@@ -179,6 +179,13 @@ async def test_a_plain_function_may_hand_back_something_to_wait_for() -> None:
     assert (await health.ready()).checks[0].error == "it said no"
 
 
+async def test_the_time_of_a_check_is_its_own_or_that_of_all() -> None:
+    health = Health(cache=0, timeout=2)
+    health.check("all", forever)
+    health.check("own", forever, timeout=5)
+    assert [round(c.seconds, 3) for c in (await health.ready()).checks] == [2.0, 5.0]
+
+
 async def test_a_check_without_time_and_a_name_that_is_taken() -> None:
     health = Health()
     health.check("x", forever, timeout=0)

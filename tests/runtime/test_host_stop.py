@@ -406,6 +406,26 @@ async def test_work_that_fails_when_it_is_cancelled_is_told_of() -> None:
     assert lines(host, "component.failed") == ["consumer: stop: OSError: cannot say goodbye"]
 
 
+async def test_where_everything_hangs_the_stop_is_over_when_the_platform_would_kill() -> None:
+    story: list[str] = []
+    host = Host(terms=TERMS)
+    host.add("db", Thing("db", story, prepare=forever, stop=lambda: stubborn(99)), serves=False)
+    host.add("web", Thing("web", story, prepare=forever, stop=lambda: stubborn(99)))
+    host.add("worker", run=lambda: stubborn_work(99))
+    host.on_stop(forever)
+    for _ in range(5):
+        host.at_exit(lambda: stubborn(99))
+    later(5, host.stop)
+    began = now()
+    assert await host.run() is ExitCode.TIMED_OUT
+    assert now() - began <= 5 + TERMS.drain + TERMS.cleanup
+    await asyncio.sleep(200)
+
+
+async def stubborn_work(seconds: float) -> None:
+    await stubborn(seconds)
+
+
 # -- force -----------------------------------------------------------------------------------------
 
 

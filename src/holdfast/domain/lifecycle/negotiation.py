@@ -202,16 +202,14 @@ class Negotiation:
         if state.over:
             return state, ()
         done: list[Decision] = []
-        match event:
-            case Acknowledged(name) if self._may_answer(state, name, now):
-                state = _with(state, name, Standing.ACKNOWLEDGED)
-            case Failed(name, why) if self._may_answer(state, name, now):
-                state = _with(state, name, Standing.FORCED)
-                done.append(Forced(name, f"failed: {why}"))
-            case GivenUp():
-                state = replace(state, until=min(state.until, now), due=min(state.due, now))
-            case _:
-                pass
+        if isinstance(event, GivenUp):
+            state = replace(state, until=min(state.until, now), due=min(state.due, now))
+        elif not isinstance(event, Looked) and self._may_answer(state, event.name, now):
+            if isinstance(event, Acknowledged):
+                state = _with(state, event.name, Standing.ACKNOWLEDGED)
+            else:
+                state = _with(state, event.name, Standing.FORCED)
+                done.append(Forced(event.name, f"failed: {event.why}"))
         return self._go_on(state, now, done)
 
     def _may_answer(self, state: Talks, name: str, now: Instant) -> bool:

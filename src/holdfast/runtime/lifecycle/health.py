@@ -108,12 +108,19 @@ class Health:
     Args:
         gate: says why the process is not ready whatever the checks say; empty when it may be.
         cache: seconds for which a report is given again.
+        timeout: seconds that a check may take which is added without a time of its own.
     """
 
-    def __init__(self, *, gate: Callable[[], str] = str, cache: Duration = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        gate: Callable[[], str] = str,
+        cache: Duration = 1.0,
+        timeout: Duration = 3.0,
+    ) -> None:
         self.gate = gate
         self.cache = cache
-        self.timeout: Duration = 3.0
+        self.timeout = timeout
         self._checks: dict[str, _Check] = {}
         self._report: HealthReport | None = None
         self._refresh: asyncio.Task[HealthReport] | None = None

@@ -49,6 +49,10 @@ from holdfast.runtime.timers import Alarm
 
 __all__ = ["Process"]
 
+_TO_EXIT: Final[Duration] = 0.25
+"""Seconds of the reserve in which nothing is waited for any more: who is late is noticed, the last
+records are written, and the platform does not have to kill."""
+
 _MOST_NAMED: Final = 100
 """Pieces of work that one record names; the rest is counted."""
 
@@ -151,7 +155,7 @@ class Process:
             case CutNow(end):
                 self._cut_work(end)
             case CleanUp(until):
-                self.clean_until = until
+                self.clean_until = min(until, self.life.end - _TO_EXIT)
             case Abandon():
                 self._abandon()
             case Exit():
