@@ -204,13 +204,15 @@ class _Turn:
         if self.state.mode is Mode.STARTING:
             self._report("component.failed", worker, f"the first worker did not start: {how}")
             self.stop("failed to start", UNUSABLE if code == UNUSABLE else FAILED_TO_START)
-        elif not self._newcomer(worker):
-            self._report("worker.died", worker, f"{how}; {self._penalty(worker, 0.0)}", code)
-        elif worker.generation != self.state.target:
-            self._report("worker.died", worker, how, code)
-        else:
+            return
+        # One that is there still was killed; its death is told when it comes.
+        kind = "worker.died" if self.of_ticket(worker.ticket) is None else "component.forced"
+        if not self._newcomer(worker):
+            self._report(kind, worker, f"{how}; {self._penalty(worker, 0.0)}", code)
+            return
+        self._report(kind, worker, how, code)
+        if worker.generation == self.state.target:
             self.state = replace(self.state, target=None)
-            self._report("worker.died", worker, how, code)
             what = "the roll is given up, the old workers stay: the new one did not get ready"
             self._report("config.refused", worker, f"{what}: {how}")
 
@@ -228,7 +230,7 @@ class _Turn:
         return f"another one starts in {format_duration(pause)}"
 
     def _retire(self, worker: Worker, *, final: bool) -> None:
-        retiring = replace(worker, stage=Stage.RETIRING, since=self.now, due=NEVER)
+        retiring = replace(worker, stage=Stage.RETIRING, since=self.now)
         if worker.pid:
             retiring = replace(retiring, due=self.now + worker.patience)
             self.decided.append(Retire(worker.pid, worker.patience, final))
@@ -326,8 +328,8 @@ class _Turn:
                 self._kill(worker)
                 self._not_ready(worker, f"not ready after {waited}, killed", None)
             case Stage.RETIRING:
-                if self.state.mode is Mode.STOPPING and worker.served:
-                    self._worst(FORCED if self.state.forced else TIMED_OUT)
+                if worker.served:  # before a stop the code counts for nothing
+                    self._worst(TIMED_OUT)
                 self._report("component.forced", worker, f"killed: not gone after {waited}")
                 self._kill(worker)
             case Stage.KILLED if self.state.mode is Mode.STOPPING:
