@@ -64,7 +64,7 @@ class GatedDrain:
         terms: gives the times when the drain begins. The lame duck lasts for `quiet` at least.
         tell: is told of each step.
         listeners: listening sockets that nobody else accepts from, whose accept queues are emptied
-            before the server closes them; copies of their descriptors will do.
+            before the server closes them.
     """
 
     def __init__(
@@ -182,11 +182,16 @@ class GatedDrain:
 class GatedServer:
     """A component made of a server that runs in one task and can be told to stop.
 
-    Subclasses say how: `_opened`, `_serve`, `_release`, `_abandon`.
+    Subclasses say how: `_serve`, `_opened`, `_release`, `_unsent`, `_abandon`.
 
     Args:
         drain: how it is let go of.
+
+    Attributes:
+        failure: why it could not listen, where that is known.
     """
+
+    failure: OSError | None = None
 
     def __init__(self, drain: ServerDrain) -> None:
         self._drain = drain
@@ -201,9 +206,16 @@ class GatedServer:
     async def _opened(self) -> None:
         """Wait until connections are accepted."""
 
+    def _announce(self) -> None:
+        """The stop was announced; for what only the server can say, such as GOAWAY."""
+
     def _release(self) -> None:
         """Have the server accept no more, close what is idle, and end when all is done."""
         raise NotImplementedError
+
+    def _unsent(self) -> bool:
+        """Whether some client has not yet taken what was answered."""
+        return False
 
     def _abandon(self) -> None:
         """Cut off whatever is still connected."""
@@ -224,7 +236,9 @@ class GatedServer:
             if running.done():
                 running.result()
                 raise RuntimeError("the server ended as soon as it was started")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                self.failure = error
             running.cancel()
             raise
         finally:
@@ -233,20 +247,29 @@ class GatedServer:
     async def prepare(self, request: ShutdownRequest) -> None:
         """Announce the stop."""
         self._drain.begin(request.deadline)
+        self._announce()
 
     async def stop(self, deadline: Instant) -> None:
         """Drain; what is served is cut at the monotonic instant `deadline`."""
         self._drain.begin(deadline)
+        self._announce()
         running = self._running
         try:
             await self._drain.finish(self._release)
             if running is not None:
-                await asyncio.wait([running], timeout=_LATE)
+                await self._ended(running, deadline)
         finally:
             self._abandon()
             if running is not None and not running.done():
                 running.cancel()
                 await asyncio.wait([running], timeout=_LATE)
+
+    async def _ended(self, running: asyncio.Task[None], deadline: Instant) -> None:
+        now = driver_of(asyncio.get_running_loop()).now
+        while True:
+            await asyncio.wait([running], timeout=_LATE)
+            if running.done() or not self._unsent() or now() >= deadline:
+                return
 
     async def wait(self) -> None:
         """Return or raise as the server does."""

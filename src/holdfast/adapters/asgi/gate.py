@@ -33,6 +33,8 @@ __all__ = ["ClientDisconnected", "Gate"]
 
 _RESTART: Final = 1012
 _GOING_AWAY: Final = 1001
+_SAID: Final[Duration] = 0.25
+"""Seconds that a client has to take the close frame before its handler is told anyway."""
 _REASONS: Final = {_RESTART: "service restart", _GOING_AWAY: "going away"}
 
 
@@ -237,13 +239,14 @@ class _Request(_Passage):
 
 
 class _Socket(_Passage):
-    __slots__ = ("_client", "_closed", "_dismissed", "_waiting")
+    __slots__ = ("_client", "_closed", "_closing", "_dismissed", "_waiting")
 
     def __init__(self, gate: Gate, scope: ServerScope, server: Send, client: Receive) -> None:
         super().__init__(gate, scope, server)
         self._client = client
         self._dismissed = False
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[object] | None = None
 
     @property
@@ -253,7 +256,7 @@ class _Socket(_Passage):
     async def receive(self) -> Message:
         """The `receive` of the application."""
         if self._dismissed:
-            return self._disconnect()
+            return await self._disconnect()
         self._waiting = task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
@@ -263,13 +266,13 @@ class _Socket(_Passage):
             # Woken by `dismiss`, unless somebody else has cancelled it as well.
             if self._waiting is not None or task.uncancel() > before:
                 raise
-            return self._disconnect()
+            return await self._disconnect()
         finally:
             self._waiting = None
         if message["type"] == "websocket.disconnect":
             self._closed = True
             if self._dismissed:
-                return self._disconnect()
+                return await self._disconnect()
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -289,11 +292,13 @@ class _Socket(_Passage):
         self.dismiss()
 
     async def _too_late(self, message: Message) -> None:
+        await self._said()
         if message["type"] == "websocket.close" or self._closed:
             return  # it is closed already, and that is what was wanted
         raise ClientDisconnected("the WebSocket was closed, since the service stops")
 
-    def _disconnect(self) -> Message:
+    async def _disconnect(self) -> Message:
+        await self._said()
         code = self.gate.code
         return {"type": "websocket.disconnect", "code": code, "reason": _REASONS[code]}
 
@@ -307,10 +312,23 @@ class _Socket(_Passage):
             return
         self._dismissed = True
         if not self._closed:
-            aside(self._close(), name="holdfast farewell")
+            self._closing = aside(self._close(), name="holdfast farewell")
+            self._closing.add_done_callback(self._wake)
+            driver = driver_of(self.task.get_loop())
+            driver.alarm(driver.now() + _SAID, self._wake)
+        else:
+            self._wake()
+
+    def _wake(self, _: object = None) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel("the WebSocket was closed")
+
+    async def _said(self) -> None:
+        """Wait until the close frame is with the server: some drop the connection without it when
+        the handler returns."""
+        if self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing], timeout=_SAID)
 
     async def _close(self) -> None:
         code = self.gate.code

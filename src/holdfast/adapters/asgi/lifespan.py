@@ -38,6 +38,7 @@ class Lifespan:
     Attributes:
         state: what the application shares with its requests.
         supported: whether the application knows the protocol; until it is known, true.
+        failure: what its shutdown failed with; empty when it did not.
     """
 
     def __init__(self, app: App, scope: ServerScope | None = None) -> None:
@@ -53,6 +54,7 @@ class Lifespan:
             else scope
         )
         self.supported = True
+        self.failure = ""
         self._task: asyncio.Task[None] | None = None
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._answer: asyncio.Future[Message] | None = None
@@ -95,7 +97,8 @@ class Lifespan:
         self._stopping = True
         said = await self._said(self._ask("lifespan.shutdown"), task)
         if said["type"] == "lifespan.shutdown.failed":
-            raise ApplicationFailed(f"the shutdown failed: {_text(said)}")
+            self.failure = _text(said)
+            raise ApplicationFailed(f"the shutdown failed: {self.failure}")
 
     async def wait(self) -> None:
         """It does not end by itself."""

@@ -1,0 +1,264 @@
+"""Library mode in servers that are started by their own commands, none of them changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast
+from tests.adapters.embedding import Load, exchange, once_up, request, run, sockets_closed_with
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+APP = "tests.adapters.library_app:app"
+COMMANDS = {
+    "uvicorn": "-m uvicorn --no-access-log --port {port} {app}",
+    "uvicorn-h11": "-m uvicorn --no-access-log --http h11 --loop asyncio --port {port} {app}",
+    "uvicorn-off": "-m uvicorn --no-access-log --lifespan off --port {port} {app}",
+    "uvicorn-2": "-m uvicorn --no-access-log --workers 2 --port {port} {app}",
+    "gunicorn": "-m gunicorn -k uvicorn_worker.UvicornWorker --graceful-timeout 8 "
+    "--no-control-socket -b 127.0.0.1:{port} {app}",
+    "hypercorn": "-m hypercorn -b 127.0.0.1:{port} {app}",
+    "hypercorn-one": "-m tests.adapters.library_app {port}",
+}
+
+
+class Running:
+    """A server in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int, folder: Path) -> None:
+        self.process = process
+        self.port = port
+        self.folder = folder
+
+    def notes(self) -> list[str]:
+        path = self.folder / "notes"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def records(self) -> list[dict[str, Any]]:
+        path = self.folder / "notes.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), 15)
+
+    async def ask(self, path: str) -> tuple[int, str, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request(path))
+        found = await exchange(reader)
+        writer.close()
+        return found
+
+
+def _free_port() -> int:
+    for _ in range(200):
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port is free")
+
+
+@asynccontextmanager
+async def serving(
+    kind: str, folder: Path, words: str = "", *, up: bool = True
+) -> AsyncIterator[Running]:
+    port = _free_port()
+    source = str(Path(holdfast.__file__).parents[1])
+    command = COMMANDS[kind].format(port=port, app=APP).split()
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "PYTHONPATH": f"{source}:{ROOT}",
+                "LIBRARY_APP": words,
+                "LIBRARY_NOTES": str(folder / "notes"),
+            },
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    running = Running(process, port, folder)
+    try:
+        if up:
+            await once_up(port)
+        yield running
+    except BaseException:
+        print(running.log())
+        raise
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+WHOLE = ["pool up", "startup", "stop begun", "at exit", "shutdown", "pool down"]
+
+
+@pytest.mark.parametrize("words", ["", "carried", "around"])
+@pytest.mark.parametrize("kind", ["uvicorn", "uvicorn-h11", "gunicorn"])
+def test_nothing_is_lost_on_connections_that_are_kept(
+    kind: str, words: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with serving(kind, tmp_path, words) as served:
+            load = Load(served.port, "/late/0.05" if words else "/")
+            await load.warm()
+            served.signal()
+            await asyncio.sleep(0.2)
+            status, head, body = await served.ask("/readyz")
+            assert (status, json.loads(body)["status"]) == (503, "unready")
+            assert "connection: close" in head
+            assert (await served.ask("/healthz"))[0] == 200
+            code = await served.ended()
+            await load.ended()
+            assert load.lost == 0
+            assert load.announced >= 20
+            assert code in (0, -signal.SIGTERM)
+            assert served.notes() == WHOLE
+            phases = [r["subject"] for r in served.records() if r["kind"] == "phase.entered"]
+            assert phases == ["initializing", "running", "terminating", "draining", "stopped"]
+            heard = [r for r in served.records() if r["kind"] == "signal.received"]
+            assert [r["subject"] for r in heard] == ["SIGTERM"]
+
+    run(None, main())
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "uvicorn-off"])
+def test_an_application_without_a_lifespan_is_served_all_the_same(
+    kind: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with serving(kind, tmp_path, "bare") as served:
+            assert (await served.ask("/host"))[0] == 200
+            status, _, body = await served.ask("/readyz")
+            assert status == 200
+            assert json.loads(body)["checks"]["database"]["status"] == "up"
+            load = Load(served.port)
+            await load.warm()
+            served.signal()
+            await served.ended()
+            await load.ended()
+            assert load.lost == 0
+            assert served.notes() == ["pool up", "stop begun", "at exit", "pool down"]
+
+    run(None, main())
+
+
+def test_hooks_of_requests_run(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving("uvicorn", tmp_path, "carried") as served:
+            assert (await served.ask("/hooked"))[0] == 200
+            assert "at end done" in served.notes()
+
+    run(None, main())
+
+
+def test_websockets_get_1012_and_a_request_that_never_ends_is_cut(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving("uvicorn", tmp_path, "carried") as served:
+            _opened, codes = await sockets_closed_with(served.port, 20)
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(request("/wait/1000"))
+            await asyncio.sleep(0.2)
+            served.signal()
+            assert await asyncio.gather(*codes) == [1012] * 20
+            status, head, _ = await exchange(reader)
+            assert status == 503
+            assert "retry-after" in head
+            await served.ended()
+            notes = served.notes()
+            assert notes.count("disconnect 1012") == 20
+            assert [n for n in notes if n != "disconnect 1012"] == [
+                "pool up", "startup", "stop begun", "cancelled", "at exit", "shutdown", "pool down",
+            ]  # fmt: skip
+            writer.close()
+
+    run(None, main())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
+)
+def test_the_second_signal_goes_straight_through(
+    first: signal.Signals, second: signal.Signals, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with serving("uvicorn", tmp_path) as served:
+            _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(request("/wait/1000"))
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            served.signal(first)
+            await asyncio.sleep(0.2)
+            served.signal(second)
+            await served.ended()
+            # Neither the lame duck nor the deadline was waited for.
+            assert time.monotonic() - began < 4
+            assert "cancelled" in served.notes()
+            assert any(r["data"].get("again") for r in served.records())
+            writer.close()
+
+    run(None, main())
+
+
+def test_a_start_that_fails_is_told_to_the_server(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving("uvicorn", tmp_path, "failing", up=False) as served:
+            assert await served.ended() == 3
+            assert served.notes() == ["pool up", "startup", "pool down"]
+            assert "no database" in served.log()
+
+    run(None, main())
+
+
+@pytest.mark.parametrize("kind", ["hypercorn", "hypercorn-one"])
+def test_where_the_signals_cannot_be_taken_that_is_said_and_the_rest_holds(
+    kind: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with serving(kind, tmp_path) as served:
+            assert "cannot be taken" in served.log()
+            served.signal()
+            await served.ended()
+            assert served.notes() == WHOLE
+
+    run(None, main())
+
+
+def test_each_worker_of_uvicorn_has_a_life_of_its_own(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving("uvicorn-2", tmp_path) as served:
+            load = Load(served.port)
+            await load.warm()
+            served.signal()
+            await served.ended()
+            await load.ended()
+            assert load.lost == 0
+            assert sorted(served.notes()) == sorted(WHOLE * 2)
+
+    run(None, main())
