@@ -85,8 +85,11 @@ async def _all_closed(process: Running, count: int) -> tuple[list[int], list[flo
 
 
 def endless(server: Server, timeout: float | None) -> dict[str, Any]:
-    """A request that never ends, and has no answer yet."""
-    ask = Ask(free_port(), timeout=timeout)
+    """A request that never ends, and has no answer yet.
+
+    Ours has no lame duck then: what it does not use would be given to the request.
+    """
+    ask = Ask(free_port(), timeout=timeout, stop={} if timeout is None else {"lame_duck": 0})
     with (
         running(server, ask) as process,
         socket.create_connection(("127.0.0.1", ask.port)) as sock,
