@@ -105,6 +105,12 @@ class Served:
             self.steps.append(subject)
         self.facts[subject] = data
 
+    @property
+    def done(self) -> tuple[object, object, object]:
+        """How many connections were left over, closed as they were quiet, and cut off."""
+        done = self.facts["done"]
+        return done["left"], done["closed"], done["aborted"]
+
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A client."""
         if isinstance(self.address, str):

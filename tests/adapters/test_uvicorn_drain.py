@@ -30,6 +30,7 @@ async def test_what_is_in_flight_finishes_and_says_that_its_connection_ends(prot
         await served.stopped()
         assert served.steps == ["announce", "lame_duck_over", "listener_closed", "farewell", "done"]
         assert served.facts["announce"] == {"connections": 1, "in_flight": 1}
+        assert served.facts["done"]["finished"] == 1
         writer.close()
 
 
@@ -62,7 +63,7 @@ async def test_quiet_connections_are_closed_after_the_quiet_window(protocol: str
         await served.stopped()
         assert await used.read() == b""
         assert await silent.read() == b""
-        assert served.facts["done"] == {"left": 0, "closed": 2, "aborted": 0}
+        assert served.done == (0, 2, 0)
         writer.close()
         other.close()
 
@@ -260,7 +261,7 @@ async def test_a_tls_client_that_does_not_read_does_not_hold_the_exit() -> None:
         writer.transport.pause_reading()  # so that it never answers the close
         await served.stop_begins(20)
         await served.stopped()
-        assert served.facts["done"] == {"left": 0, "closed": 1, "aborted": 1}
+        assert served.done == (0, 1, 1)
         writer.transport.abort()
         await asyncio.sleep(0.05)
 

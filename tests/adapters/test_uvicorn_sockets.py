@@ -34,7 +34,7 @@ async def test_websockets_are_told_why_they_end(code: int) -> None:
             assert (socket.close_code, socket.close_reason) == (code, "service restart")
             await served.stopped()
         assert f"disconnect {code}" in served.story.lines
-        assert served.facts["done"] == {"left": 0, "closed": 0, "aborted": 0}
+        assert served.done == (0, 0, 0)
 
 
 async def test_a_websocket_that_does_not_answer_does_not_hold_the_exit() -> None:
@@ -49,7 +49,7 @@ async def test_a_websocket_that_does_not_answer_does_not_hold_the_exit() -> None
         await served.stopped()
         frame = await reader.read()
         assert frame[:4] == b"\x88\x11" + (1012).to_bytes(2, "big")
-        assert served.facts["done"] == {"left": 0, "closed": 0, "aborted": 1}
+        assert served.done == (0, 0, 1)
         writer.close()
 
 

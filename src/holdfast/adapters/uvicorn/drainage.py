@@ -55,6 +55,7 @@ class Drainage:
         listeners: where new ones come from.
         connections: the open ones, as the server keeps them.
         tasks: those of requests, also behind a response that is complete.
+        answered: how many requests were answered so far.
         tell: is told of each step.
         cut: ends what is served, with the cause of the stop; called at the deadline.
     """
@@ -66,6 +67,7 @@ class Drainage:
         listeners: Sequence[Listener],
         connections: Callable[[], Iterable[object]],
         tasks: set[asyncio.Task[Any]],
+        answered: Callable[[], int],
         tell: Tell,
         cut: Callable[[], None],
     ) -> None:
@@ -74,6 +76,8 @@ class Drainage:
         self._listeners = listeners
         self._connections = connections
         self._tasks = tasks
+        self._answered = answered
+        self._before = answered()
         self._tell = tell
         self._cut = cut
         self._now = driver_of(asyncio.get_running_loop()).now
@@ -129,6 +133,7 @@ class Drainage:
         self._tell(
             "drain.step", "done", f"{left} left over" if left else "nothing is open any more",
             left=left, closed=self._closed, aborted=self._aborted,
+            finished=self._answered() - self._before,
         )  # fmt: skip
         return left
 

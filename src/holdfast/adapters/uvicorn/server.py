@@ -177,6 +177,7 @@ class UvicornServer(Server):
             self._listeners,
             lambda: state.connections,
             state.tasks,
+            lambda: state.total_requests,
             self._tell,
             self._cut,
         )
