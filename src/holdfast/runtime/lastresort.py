@@ -1,23 +1,90 @@
 """The end of a process that does not end by itself.
 
-When everything was stopped that can be stopped, the interpreter still waits for its threads: a
-handler that runs in one and does not return keeps the process for ever, and Python cannot stop it.
+A loop that is stuck in plain code hears of no deadline, and when everything was stopped that can be
+stopped, the interpreter still waits for its threads. Python can stop neither. So a thread of its
+own looks at the clock, and ends the process when the time of the stop is over.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
-from holdfast.domain.instant import Duration, format_duration
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.stacks import stacks
 
-__all__ = ["end_within"]
+__all__ = ["LastResort", "end_within"]
 
 _log: Final = logging.getLogger("holdfast.lifecycle")
+_TELLING: Final[Duration] = 0.5
+"""Seconds for the last words: whoever is stuck may hold the lock of a log or of a stream."""
+
+
+class _Wish(NamedTuple):
+    at: Instant
+    code: int
+    why: str
+
+
+class LastResort:
+    """Ends the process, should it be there when its time is over.
+
+    Args:
+        tell: is given one sentence about what held the process up, and the exit code, in a thread
+            and just before the end; what it does not tell, which it says by `False`, is logged.
+    """
+
+    def __init__(self, tell: Callable[[str, int], bool] | None = None) -> None:
+        self._tell = tell
+        # Its `put` may come in between any two instructions of its own: signal handlers call `by`.
+        self._wishes: queue.SimpleQueue[_Wish] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._watch, name="holdfast last resort", daemon=True)
+        thread.start()
+
+    def by(self, at: Instant, code: int, why: str) -> None:
+        """End the process with `code` at the monotonic instant `at`, should it be there then.
+
+        Said several times, the soonest instant holds, with the last code and reason. To be called
+        in any thread.
+
+        Args:
+            at: the instant.
+            code: for whoever started the process.
+            why: what has happened, for example "it was told to stop".
+        """
+        self._wishes.put(_Wish(at, code, why))
+
+    def _watch(self) -> None:
+        at, code, why = NEVER, 0, ""
+        while True:
+            patience = None if at == NEVER else max(0.0, at - monotonic())
+            try:
+                wish = self._wishes.get(timeout=patience)
+            except queue.Empty:
+                break
+            at, code, why = min(at, wish.at), wish.code, wish.why
+        self._end(code, why)
+
+    def _end(self, code: int, why: str) -> None:
+        teller = threading.Thread(target=self._say, args=(code, why), daemon=True)
+        teller.start()
+        teller.join(_TELLING)
+        os._exit(code)
+
+    def _say(self, code: int, why: str) -> None:
+        text = f"{why}, and the process is still there; it ends now, {_held_up()}"
+        if self._tell is None or not self._tell(text, code):
+            _log.warning("%s", text)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+                stream.flush()
 
 
 def end_within(seconds: Duration, code: int) -> None:
@@ -25,22 +92,15 @@ def end_within(seconds: Duration, code: int) -> None:
 
     To be called as the last thing; what holds it up is named in the log.
     """
-    timer = threading.Timer(seconds, _end, (seconds, code))
-    timer.daemon = True
-    timer.name = "holdfast last resort"
-    timer.start()
+    LastResort().by(monotonic() + seconds, code, "everything was stopped")
 
 
-def _end(seconds: Duration, code: int) -> None:
-    mine = threading.current_thread()
-    names = [t.name for t in threading.enumerate() if not t.daemon and t is not mine]
-    _log.warning(
-        "the process is still there %s after everything was stopped; it ends now, and with it the "
-        "threads %s",
-        format_duration(seconds),
-        ", ".join(names),
-    )
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
-            stream.flush()
-    os._exit(code)
+def _held_up() -> str:
+    """Where the main thread is, and which threads the interpreter would wait for."""
+    main = threading.main_thread()
+    found = [thread for thread in stacks().threads if thread.ident == main.ident]
+    frames = found[0].frames if found else ()
+    place = next((f for f in reversed(frames) if "/asyncio/" not in f), "")
+    names = [t.name for t in threading.enumerate() if not t.daemon and t is not main]
+    text = f"with its main thread at {place}" if place else "with its main thread"
+    return f"{text} and the threads {', '.join(names)}" if names else text
