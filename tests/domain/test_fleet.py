@@ -251,7 +251,7 @@ class Lives(RuleBasedStateMachine):
         self.world.tell(DumpAsked())
         self.look()
 
-    @rule(pid=st.integers(1, 9))
+    @rule(pid=st.integers(0, 9))
     def strangers_change_nothing(self, pid: int) -> None:
         before = self.world.state
         self.world.tell(Ready(pid))
@@ -525,6 +525,7 @@ def test_a_stop_during_a_roll_ends_the_roll() -> None:
     world = World(2).up()
     world.tell(RollAsked())
     decided = world.tell(StopAsked("TERM"))
+    assert world.state.target is None
     assert len([d for d in decided if isinstance(d, Retire) and d.final]) == 3
     for pid in list(world.alive):
         world.die(pid, 0)
@@ -664,3 +665,51 @@ def test_spawned_too_late_it_is_told_to_go() -> None:
     world.tell(ForceAsked("TERM"))
     world.answer()
     assert world.killed == 1
+
+
+def test_with_all_ready_nothing_is_waited_for() -> None:
+    world = World(3).up()
+    assert wake(world.state) == inf
+
+
+def test_it_is_the_time_as_a_ready_worker_that_counts() -> None:
+    world = World(1)
+    world.wait(9)
+    world.up()
+    world.wait(9)
+    world.die(world.serving()[0], 1)
+    assert wake(world.state) - world.now == 0.25
+
+
+def test_the_time_to_get_ready_begins_with_the_process() -> None:
+    world = World(1, at_once=False)
+    world.wait(70)
+    world.answer()
+    world.wait(5)
+    world.up()
+    assert world.kinds("worker.ready")[0].detail == "after 5 s"
+
+
+def test_a_worker_that_never_got_ready_has_not_run_well() -> None:
+    state = opening(2, FleetTerms(well=0.0))
+    for event in (Tick(), Started(1, 101, 1.0), Ready(101), Started(2, 102, 1.0)):
+        state, _ = Fleet().step(state, event, 0.0)
+    at_once, _ = Fleet().step(state, Died(101, 1), 0.0)
+    assert [slot.failures for slot in at_once.slots] == [0, 0]
+    state = opening(2, FleetTerms(well=0.5))
+    for event in (Tick(), Started(1, 101, 1.0), Ready(101), Started(2, 102, 1.0)):
+        state, _ = Fleet().step(state, event, 0.0)
+    later, _ = Fleet().step(state, Died(102, 1), 0.0)
+    assert [slot.failures for slot in later.slots] == [0, 1]
+
+
+def test_force_reaches_those_behind_one_that_is_not_there_yet() -> None:
+    world = World(1).up()
+    world.at_once = False
+    world.tell(Resize(+2))
+    late, early = world.pending
+    world.alive[999] = Process(early.slot, early.generation)
+    world.pending = [late]
+    world.tell(Started(early.ticket, 999, PATIENCE))
+    world.tell(ForceAsked("INT"))
+    assert world.alive[999].forced

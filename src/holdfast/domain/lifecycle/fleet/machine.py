@@ -126,8 +126,9 @@ class _Turn:
         slots = (slot if s.number == slot.number else s for s in self.state.slots)
         self.state = replace(self.state, slots=tuple(slots))
 
-    def _slot(self, number: int) -> Slot | None:
-        return next((s for s in self.state.slots if s.number == number), None)
+    def _slot_of(self, worker: Worker) -> Slot:
+        """The place of a worker that is not told to go; it has one."""
+        return next(slot for slot in self.state.slots if slot.number == worker.slot)
 
     def _worst(self, code: int) -> None:
         self.state = replace(self.state, code=max(self.state.code, code))
@@ -137,8 +138,7 @@ class _Turn:
 
     def _newcomer(self, worker: Worker) -> bool:
         """Whether it is to replace one of another generation."""
-        slot = self._slot(worker.slot)
-        return slot is not None and slot.generation != worker.generation
+        return self._slot_of(worker).generation != worker.generation
 
     # -- workers come and go ---------------------------------------------------------------------
 
@@ -175,9 +175,7 @@ class _Turn:
         self._put(replace(worker, stage=Stage.READY, since=self.now, due=NEVER, served=True))
         if self.state.mode is Mode.STARTING:
             self.state = replace(self.state, mode=Mode.RUNNING)
-        slot = self._slot(worker.slot)
-        if slot is None:
-            return
+        slot = self._slot_of(worker)
         self._put_slot(replace(slot, generation=worker.generation))
         for old in self._of_slot(slot.number):
             if old.ticket != worker.ticket:
@@ -218,12 +216,10 @@ class _Turn:
 
     def _penalty(self, worker: Worker, ran: Duration) -> str:
         """Note when its slot may be filled again; in words."""
-        slot = self._slot(worker.slot)
-        if slot is None:
-            return "nobody takes its place"
+        slot = self._slot_of(worker)
         terms = self.state.terms
         if ran >= terms.well:
-            self._put_slot(replace(slot, failures=0, again=self.now))
+            self._put_slot(replace(slot, failures=0))
             return "another one starts at once"
         pause = min(terms.most, terms.first * 2.0 ** min(slot.failures, _MOST_DOUBLINGS))
         self._put_slot(replace(slot, failures=slot.failures + 1, again=self.now + pause))
@@ -291,7 +287,7 @@ class _Turn:
         for _ in range(by):
             number = slots[-1].number + 1
             slots = (*slots, Slot(number, newest))
-        left = slots[: max(1, len(slots) + min(0, by))]
+        left = slots[: max(1, len(slots) + by)] if by < 0 else slots
         self.state = replace(self.state, slots=left)
         for gone in slots[len(left) :]:
             for worker in self._of_slot(gone.number):
