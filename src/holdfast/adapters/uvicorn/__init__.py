@@ -3,6 +3,7 @@
     guard      the limit on the time that a client takes for its headers
     watch      what the connections of a server tell it, and what it tells them
     wire_*     the protocols of uvicorn with arrival instants, that guard, and a farewell
+    lifespan   the start and the shutdown of an application, that can be broken off
     listener   a listening socket whose accept queue is emptied before it goes
     drainage   the drain of one server, performed
     server     the component: starts, announces its end, drains, stops

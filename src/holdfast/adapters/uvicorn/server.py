@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Any, Final
 
+from uvicorn.lifespan.on import LifespanOn
 from uvicorn.server import Server
 
 from holdfast.adapters.uvicorn.drainage import Drainage, Tell
+from holdfast.adapters.uvicorn.lifespan import BoundLifespan
 from holdfast.adapters.uvicorn.listener import Listener
 from holdfast.adapters.uvicorn.settings import Settings
 from holdfast.domain.errors import HoldfastError
@@ -40,7 +42,8 @@ class UvicornApplication:
     def __init__(self, settings: Settings) -> None:
         if not settings.loaded:
             settings.load()
-        self.lifespan = settings.lifespan_class(settings)
+        kind = settings.lifespan_class
+        self.lifespan = (BoundLifespan if issubclass(kind, LifespanOn) else kind)(settings)
 
     async def start(self) -> None:
         """Run the start-up of the application.
