@@ -79,6 +79,8 @@ class Service:
         self._url = url
         self._times = times
         self._parent = parent
+        self._shared = shared
+        self._last = last
         self._hosted = hosted = Hosted(load_target(plan.target, factory=plan.factory), file)
         self.host = host = Host(
             hosted.service,
@@ -96,7 +98,7 @@ class Service:
             sockets,
             self._drain_terms,
             self._tell,
-            cut=host.cut,
+            cut=self._cut,
             shared=shared,
             last=last,
         )
@@ -159,18 +161,27 @@ class Service:
     def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
         self.host.journal.write(kind, subject, detail, data=data)
 
+    def _cut(self) -> None:
+        self.host.cut()
+        self._hosted.cut()
+
     def _drain_terms(self) -> DrainTerms:
         by_hand = self.host.cause.startswith("SIGINT") and _has_terminal()
         return self._times.drain_terms(
-            tls=self._settings.is_ssl, at_once=by_hand, waited=self._prestop.lasted()
+            tls=self._settings.is_ssl,
+            at_once=by_hand,
+            heirs=self._shared and not self._last(),
+            waited=self._prestop.lasted(),
         )
 
     def _reload(self) -> None:
         if _STARTED_AT_TERMINAL and not _has_terminal():
             self.host.stop("the terminal is gone", by="SIGHUP")
             return
-        file = self._plan.read()
+        file, before = self._plan.read(), self._hosted.file.lifecycle
         self._hosted.use(file)
+        if file.lifecycle != before:
+            _log.warning("[stop] and [health] were changed: that holds from the next start on")
         _log.info("the policy was read again from %s\n%s", _source(file), describe(file.policy))
 
     # -- what the operator sees ------------------------------------------------------------------

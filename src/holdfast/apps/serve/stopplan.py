@@ -16,6 +16,7 @@ from holdfast.runtime.lifecycle import HostTerms
 __all__ = ["StopPlan", "stop_plan"]
 
 _LONGEST_START: Duration = 86_400.0
+_UNWINDING_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +45,47 @@ class StopPlan:
             cleanup=self.budget.cleanup,
         )
 
-    def drain_terms(self, *, tls: bool, at_once: bool, waited: Duration) -> DrainTerms:
+    def drain_terms(self, *, tls: bool, at_once: bool, heirs: bool, waited: Duration) -> DrainTerms:
         """For the server.
 
         Args:
             tls: whether handshakes may be under way.
+            heirs: whether others accept from the same socket and go on: nobody has to be served
+                only since he does not know yet.
             at_once: whether somebody sits at the terminal and wants it to end: nobody else has to
                 learn of it first.
             waited: seconds that a lame duck has lasted already, before the stop.
         """
         settings = self.settings
         if at_once:
-            return DrainTerms(calm=0.0, most=0.0, quiet=0.0, farewell=min(0.5, settings.websocket))
+            return DrainTerms(
+                calm=0.0,
+                most=0.0,
+                quiet=0.0,
+                farewell=min(0.5, settings.websocket),
+                unwinding=self._unwinding(),
+            )
+        if heirs:
+            return DrainTerms(
+                calm=0.0,
+                most=0.0,
+                quiet=settings.quiet,
+                farewell=settings.websocket,
+                handshakes=tls,
+            )
         return DrainTerms(
             calm=settings.calm,
             least=max(0.0, settings.lame_duck_least - waited),
             most=max(0.0, self.budget.lame_duck - waited),
             quiet=settings.quiet,
             farewell=settings.websocket,
+            unwinding=self._unwinding(),
             handshakes=tls,
         )
+
+    def _unwinding(self) -> Duration:
+        """Less than the host waits for a server whose work was cut, so that it can tell of it."""
+        return min(1.0, self.host_terms().moment * _UNWINDING_SHARE)
 
     def memory_terms(self) -> Terms:
         """What is remembered of the stop."""
