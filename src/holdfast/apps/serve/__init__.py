@@ -1,16 +1,21 @@
-"""`holdfast serve`: an ASGI application under a time-out policy, hosted by uvicorn.
+"""`holdfast serve`: an ASGI application under a policy, from its start to a stop that loses nothing.
 
-    problem    what can go wrong at the start, as sentences for whoever typed the command
-    plan       the settings of one run, plain values that a worker process can be given
-    policyfile the policy in `holdfast.toml`
-    target     from `MODULE:ATTR` to the application
-    hosted     the application with its policy, which can be changed while it runs
-    guard      the limit on the time that a client takes for its headers
-    wire_*     the protocols of uvicorn with arrival instants and that guard
-    server     uvicorn's configuration, server and supervisor, as far as ours differ
-    operator   the Unix socket on which a running process answers its operator
-    run        all of it together
+    problem     what can go wrong at the start, as sentences for whoever typed the command
+    plan        the settings of one run, plain values that a worker process can be given
+    policyfile  the policy in `holdfast.toml`
+    target      from `MODULE:ATTR` to the application
+    listen      the listening socket, bound before anything else
+    hosted      the application with its policy, which can be changed while it runs
+    stopplan    the times of the stop, from the settings, the policy and the last stops
+    service     all of that in one process, with the host that starts and stops it
+    prestop     the lame duck before the stop
+    operator    the Unix socket on which a running process answers its operator
+    process     a service that has its process to itself: signals, memory, last moment
+    supervisor  several processes: decides by `domain.lifecycle.fleet`
+    worker      one of them; workerlink, handover: what it is told and tells; offspring: its start
+    chronicle   one journal for all of them
+    run         which of these it is to be
 
-What belongs here: whatever touches uvicorn. What does not: the limits themselves (`domain.policy`)
-and their enforcement (`adapters.asgi`), which work under any server.
+What belongs here: putting the parts together. What does not: the limits (`domain.policy`), their
+enforcement (`adapters.asgi`), the server (`adapters.uvicorn`) and the stop (`runtime.lifecycle`).
 """

@@ -13,7 +13,7 @@ from holdfast.apps.serve.offspring import die_with
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import stop_plan
-from holdfast.apps.serve.workerlink import StopOrder, WorkerEnd
+from holdfast.apps.serve.workerlink import MARGIN, StopOrder, WorkerEnd
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.runtime.lastresort import end_within
@@ -101,7 +101,7 @@ class _Worker:
         self._link, self._meant = link, meant
         policy, stop = file.policy, file.lifecycle.stop
         self._memory = StopMemory.of(policy.service, stop.memory)
-        self._times = stop_plan(file, self._memory.recall().failures)
+        self._times = stop_plan(file, self._memory.recall().failures, margin=MARGIN)
         self._final = False
         self._stop = ""
         self._loop: asyncio.AbstractEventLoop | None = None
