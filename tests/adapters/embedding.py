@@ -17,6 +17,7 @@ from holdfast.runtime.clock import monotonic
 
 __all__ = [
     "LOOPS",
+    "SHUTDOWN",
     "TERMS",
     "Load",
     "Story",

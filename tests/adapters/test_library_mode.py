@@ -4,116 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
 import signal
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import holdfast
-from tests.adapters.embedding import Load, exchange, once_up, request, run, sockets_closed_with
+from tests.adapters.commands import serving
+from tests.adapters.embedding import Load, exchange, request, run, sockets_closed_with
 
 pytestmark = pytest.mark.system
-
-ROOT = Path(__file__).parents[2]
-APP = "tests.adapters.library_app:app"
-COMMANDS = {
-    "uvicorn": "-m uvicorn --no-access-log --port {port} {app}",
-    "uvicorn-h11": "-m uvicorn --no-access-log --http h11 --loop asyncio --port {port} {app}",
-    "uvicorn-off": "-m uvicorn --no-access-log --lifespan off --port {port} {app}",
-    "uvicorn-2": "-m uvicorn --no-access-log --workers 2 --port {port} {app}",
-    "gunicorn": "-m gunicorn -k uvicorn_worker.UvicornWorker --graceful-timeout 8 "
-    "--no-control-socket -b 127.0.0.1:{port} {app}",
-    "hypercorn": "-m hypercorn -b 127.0.0.1:{port} {app}",
-    "hypercorn-one": "-m tests.adapters.library_app {port}",
-}
-
-
-class Running:
-    """A server in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int, folder: Path) -> None:
-        self.process = process
-        self.port = port
-        self.folder = folder
-
-    def notes(self) -> list[str]:
-        path = self.folder / "notes"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def records(self) -> list[dict[str, Any]]:
-        path = self.folder / "notes.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 15)
-
-    async def ask(self, path: str) -> tuple[int, str, bytes]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(request(path))
-        found = await exchange(reader)
-        writer.close()
-        return found
-
-
-def _free_port() -> int:
-    for _ in range(200):
-        port = random.randrange(15_000, 30_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise AssertionError("no port is free")
-
-
-@asynccontextmanager
-async def serving(
-    kind: str, folder: Path, words: str = "", *, up: bool = True
-) -> AsyncIterator[Running]:
-    port = _free_port()
-    source = str(Path(holdfast.__file__).parents[1])
-    command = COMMANDS[kind].format(port=port, app=APP).split()
-    with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command,
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "PYTHONPATH": f"{source}:{ROOT}",
-                "LIBRARY_APP": words,
-                "LIBRARY_NOTES": str(folder / "notes"),
-            },
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    running = Running(process, port, folder)
-    try:
-        if up:
-            await once_up(port)
-        yield running
-    except BaseException:
-        print(running.log())
-        raise
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
 
 WHOLE = ["pool up", "startup", "stop begun", "at exit", "shutdown", "pool down"]
 

@@ -68,9 +68,9 @@ class _Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         await super().protocol_send(event)
         if isinstance(event, Updated):
-            # A connection that is new has its first request before it is told: some clients would
-            # dial again at once, and arrive here again.
-            self._served = self._served or event.idle
+            # Its first request has begun. A connection that is new has that before it is told: some
+            # clients would dial again at once, and arrive here again.
+            self._served = True
             if self._stop.announced:
                 self.announce()
 

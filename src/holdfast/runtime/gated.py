@@ -213,6 +213,9 @@ class GatedServer:
         """Have the server accept no more, close what is idle, and end when all is done."""
         raise NotImplementedError
 
+    def _finished(self) -> None:
+        """Nothing is served any more."""
+
     def _unsent(self) -> bool:
         """Whether some client has not yet taken what was answered."""
         return False
@@ -256,6 +259,7 @@ class GatedServer:
         running = self._running
         try:
             await self._drain.finish(self._release)
+            self._finished()
             if running is not None:
                 await self._ended(running, deadline)
         finally:

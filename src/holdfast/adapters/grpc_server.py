@@ -1,0 +1,114 @@
+"""grpc.aio, embedded: the life of its server. Deadlines and identity are carried elsewhere.
+
+    server = grpc.aio.server()
+    health = HealthServicer()                        # of grpcio-health-checking, when it is there
+    host.add("grpc", GrpcServer(server, health=health))
+
+gRPC has no signal handling and a stop of its own: two GOAWAYs, then what is in flight until the
+grace is over. What it lacks is the time before that. A call whose stream arrives between the two
+GOAWAYs is answered with CANCELLED, which clients do not try again by default; so first the health
+service says NOT_SERVING, clients and load balancers that watch it go elsewhere, and the server is
+told to stop after a lame duck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+import grpc.aio
+
+from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.lifecycle.negotiation import ShutdownRequest
+from holdfast.ports.gate import Tell
+from holdfast.runtime.bell import Bell
+from holdfast.runtime.driver import driver_of
+from holdfast.runtime.tasks import aside
+
+__all__ = ["GrpcHealth", "GrpcServer"]
+
+_LATE: Final[Duration] = 0.2
+"""Seconds of the drain that are left for what is cancelled."""
+
+
+class GrpcHealth(Protocol):
+    """As much of `grpc_health.v1.health.aio.HealthServicer` as is needed."""
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Say NOT_SERVING for everything, whatever is set from then on."""
+        ...
+
+
+class GrpcServer:
+    """A component that serves by grpc.aio.
+
+    Args:
+        server: with its services and ports, not started.
+        health: its health service, where it has one.
+        lame_duck: seconds between NOT_SERVING and the stop; no more than half of the time there is.
+        tell: is told of each step.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        *,
+        health: GrpcHealth | None = None,
+        lame_duck: Duration = 1.0,
+        tell: Tell | None = None,
+    ) -> None:
+        self._server = server
+        self._health = health
+        self._lame_duck = lame_duck
+        self._tell = tell
+        self._bell: Bell | None = None
+        self._begun: Instant | None = None
+        self._hurried = False
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Accept calls."""
+        await self._server.start()
+
+    async def prepare(self, request: ShutdownRequest) -> None:
+        """Tell whoever watches the health service."""
+        await self._announce()
+
+    async def _announce(self) -> None:
+        if self._begun is None:
+            self._begun = driver_of(asyncio.get_running_loop()).now()
+            self._bell = Bell()
+            if self._health is not None:
+                await self._health.enter_graceful_shutdown()
+            self._say("announce", "NOT_SERVING" if self._health is not None else "nobody is told")
+
+    async def stop(self, deadline: Instant) -> None:
+        """Wait for clients to go, then stop; calls are cancelled at the instant `deadline`."""
+        await self._announce()
+        now = driver_of(asyncio.get_running_loop()).now
+        assert self._begun is not None
+        assert self._bell is not None
+        until = self._begun + min(self._lame_duck, max(0.0, deadline - self._begun) / 2)
+        if not self._hurried and now() < until:
+            await self._bell.wait(until)
+        self._say("lame_duck_over", "new calls are refused")
+        self._stopping = True
+        grace = 0.0 if self._hurried else max(0.0, deadline - _LATE - now())
+        await self._server.stop(grace)
+        self._say("done", "")
+
+    async def wait(self) -> None:
+        """Return when the server has stopped by itself."""
+        await self._server.wait_for_termination()
+
+    def hurry(self) -> None:
+        """Cancel the calls that are under way."""
+        self._hurried = True
+        if self._bell is not None:
+            self._bell.ring()
+        if self._stopping:  # a second call shortens the grace of the first
+            aside(self._server.stop(0.0), name="holdfast grpc")
+
+    def _say(self, step: str, detail: str) -> None:
+        if self._tell is not None:
+            self._tell("drain.step", step, detail)

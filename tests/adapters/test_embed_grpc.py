@@ -1,0 +1,145 @@
+"""grpc.aio as a component: health first, then a lame duck, then its own stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from holdfast.adapters.grpc_server import GrpcServer
+from holdfast.domain.lifecycle.negotiation import ShutdownRequest
+from holdfast.runtime.clock import monotonic
+from tests.adapters.embedding import SHUTDOWN, run
+
+pytestmark = pytest.mark.system
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _plain(value: bytes) -> bytes:
+    return value
+
+
+class Served:
+    def __init__(self, lame_duck: float = 0.5, *, watched: bool = True) -> None:
+        self.lines: list[str] = []
+        self.steps: list[str] = []
+        self.inner = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(self._sleep, _plain, _plain)
+        self.inner.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("shop", {"Sleep": handler}),)
+        )
+        self.health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.inner)
+        self.port = self.inner.add_insecure_port("127.0.0.1:0")
+        self.server = GrpcServer(
+            self.inner,
+            health=self.health if watched else None,
+            lame_duck=lame_duck,
+            tell=self._tell,
+        )
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+
+    def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
+        self.steps.append(subject)
+
+    async def _sleep(self, request: bytes, context: Any) -> bytes:
+        try:
+            await asyncio.sleep(float(request))
+        except asyncio.CancelledError:
+            self.lines.append("cancelled")
+            raise
+        return b"ok"
+
+    async def __aenter__(self) -> Served:
+        await self.server.start()
+        await self.health.set("", SERVING)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        await self.inner.stop(0)
+
+    def call(self, seconds: float) -> Any:
+        return self.channel.unary_unary("/shop/Sleep", _plain, _plain)(str(seconds).encode())
+
+    async def status(self) -> Any:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=""))).status
+
+
+async def prepare(server: GrpcServer, seconds: float) -> float:
+    deadline = monotonic() + seconds
+    await server.prepare(ShutdownRequest("grpc", deadline, SHUTDOWN))
+    return deadline
+
+
+def test_it_says_not_serving_and_serves_until_the_lame_duck_is_over() -> None:
+    async def main() -> None:
+        async with Served() as served:
+            assert await served.status() == SERVING
+            calls = [asyncio.ensure_future(served.call(1.0)) for _ in range(20)]
+            await asyncio.sleep(0.1)
+            deadline = await prepare(served.server, 10)
+            assert await served.status() == NOT_SERVING
+            stop = asyncio.create_task(served.server.stop(deadline))
+            assert await served.call(0.0) == b"ok"  # a late one
+            assert await asyncio.gather(*calls) == [b"ok"] * 20
+            await stop
+            assert served.steps == ["announce", "lame_duck_over", "done"]
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await served.call(0.0)
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(None, main())
+
+
+def test_a_call_that_never_ends_is_cancelled_at_the_deadline() -> None:
+    async def main() -> None:
+        async with Served(watched=False) as served:
+            call = asyncio.ensure_future(served.call(1000.0))
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            await served.server.stop(await prepare(served.server, 1.5))
+            assert time.monotonic() - began < 5
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert served.lines == ["cancelled"]
+
+    run(None, main())
+
+
+@pytest.mark.parametrize("after", [0.1, 1.0])
+def test_who_cannot_wait_is_done_at_once(after: float) -> None:
+    async def main() -> None:
+        async with Served() as served:
+            call = asyncio.ensure_future(served.call(1000.0))
+            await asyncio.sleep(0.1)
+            asyncio.get_running_loop().call_later(after, served.server.hurry)
+            began = time.monotonic()
+            await served.server.stop(await prepare(served.server, 100))
+            assert time.monotonic() - began < 5
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+
+    run(None, main())
+
+
+def test_a_server_that_stops_by_itself_is_noticed() -> None:
+    async def main() -> None:
+        async with Served() as served:
+            waiting = asyncio.create_task(served.server.wait())
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            await served.inner.stop(0)
+            await asyncio.wait_for(waiting, 5)
+
+    run(None, main())
