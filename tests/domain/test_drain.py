@@ -121,6 +121,15 @@ def test_at_the_deadline_what_is_open_is_cut_and_may_unwind() -> None:
     assert decided == [Done(2)]
 
 
+def test_what_the_lame_duck_did_not_need_is_not_for_what_hangs() -> None:
+    state, _ = look(begun(DrainTerms(drain=3.0)), 100.5)
+    assert (state.deadline, state.look) == (103.5, 103.5)
+    _, decided = look(state, 103.5)
+    assert decided == [Cut()]
+    late, _ = look(begun(DrainTerms(drain=30.0)), 100.5)
+    assert late.deadline == 110.0  # never later than the stop allows
+
+
 def test_what_unwinds_at_once_is_not_waited_for() -> None:
     state, _ = look(begun(), 110.0, 3)
     _, decided = look(state, 110.01, 0)
@@ -145,7 +154,7 @@ def test_a_second_beginning_changes_nothing() -> None:
     assert look(opening(TERMS), 1.0) == (opening(TERMS), [])
 
 
-@pytest.mark.parametrize("name", ["calm", "least", "most", "quiet", "farewell", "parting"])
+@pytest.mark.parametrize("name", ["calm", "least", "most", "drain", "quiet", "farewell", "parting"])
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_times_that_make_no_sense_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be zero or more seconds"):

@@ -1,4 +1,4 @@
-"""`holdfast serve`: an ASGI application under a policy, from its start to a stop that loses nothing.
+"""`holdfast serve`: an ASGI application under a policy, from its start to its stop.
 
     problem     what can go wrong at the start, as sentences for whoever typed the command
     plan        the settings of one run, plain values that a worker process can be given

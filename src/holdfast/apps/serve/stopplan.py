@@ -69,6 +69,7 @@ class StopPlan:
             return DrainTerms(
                 calm=0.0,
                 most=0.0,
+                drain=self.budget.drain,
                 quiet=settings.quiet,
                 farewell=settings.websocket,
                 handshakes=tls,
@@ -77,6 +78,7 @@ class StopPlan:
             calm=settings.calm,
             least=max(0.0, settings.lame_duck_least - waited),
             most=max(0.0, self.budget.lame_duck - waited),
+            drain=self.budget.drain,
             quiet=settings.quiet,
             farewell=settings.websocket,
             unwinding=self._unwinding(),

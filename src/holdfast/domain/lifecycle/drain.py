@@ -69,6 +69,7 @@ class DrainTerms:
         calm: the lame duck ends when no new connection came for so long.
         least: but no sooner than this after its beginning.
         most: and no later.
+        drain: what is served has so long after it, if the deadline of the stop leaves that.
         quiet: a connection without a request is closed when nothing came over it for so long.
         farewell: a peer has so long to answer a WebSocket's close frame.
         parting: a TLS peer has so long to close its side when it has everything.
@@ -80,6 +81,7 @@ class DrainTerms:
     calm: Duration = 0.5
     least: Duration = 0.0
     most: Duration = 5.0
+    drain: Duration = NEVER
     quiet: Duration = 1.0
     farewell: Duration = 2.0
     parting: Duration = 0.5
@@ -87,7 +89,7 @@ class DrainTerms:
     handshakes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("calm", "least", "most", "quiet", "farewell", "parting", "unwinding"):
+        for name in ("calm", "least", "most", "drain", "quiet", "farewell", "parting", "unwinding"):
             value: float = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"{name} must be zero or more seconds, got {value}")
@@ -290,7 +292,9 @@ class Drain:
             if now < ends:
                 return replace(state, look=ends), ()
             decided += [StopAccepting(why), SayFarewell(), ReleaseQuiet()]
-            state = replace(state, step=Step.LETTING_GO, since=now)
+            # What the lame duck did not need is not for work that hangs.
+            deadline = min(state.deadline, now + state.terms.drain)
+            state = replace(state, step=Step.LETTING_GO, since=now, deadline=deadline)
         if state.step is Step.LETTING_GO:
             unseen = max(_LATEST, state.terms.quiet) if state.terms.handshakes else _LATEST
             unseen = min(state.since + unseen, max(now, state.deadline))
