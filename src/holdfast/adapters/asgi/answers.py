@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Final
 
 from holdfast.adapters.asgi.types import Headers, Message
@@ -19,7 +20,14 @@ from holdfast.domain.wire.problem import (
 from holdfast.domain.wire.timing import Timing, format_timing, merge_timing
 from holdfast.runtime.ledger import Ledger
 
-__all__ = ["problem_messages", "server_timing", "status_of", "timing_prefix", "title_of"]
+__all__ = [
+    "problem_messages",
+    "retry_after",
+    "server_timing",
+    "status_of",
+    "timing_prefix",
+    "title_of",
+]
 
 _TITLES: Final = {
     504: "The deadline of the request is spent",
@@ -29,7 +37,6 @@ _DETAILS: Final = {
     504: "It was not done in the time that there was.",
     503: "It was ended before it was done.",
 }
-_RETRY_AFTER: Final = b"1"
 
 
 def status_of(cause: Cause) -> int:
@@ -44,8 +51,13 @@ def title_of(cause: Cause) -> str:
     return _TITLES[504 if cause.kind is CauseKind.DEADLINE else 503]
 
 
+def retry_after(seconds: Duration) -> bytes:
+    """Value of `Retry-After`, which knows whole seconds only: at least one."""
+    return b"%d" % max(1, math.ceil(seconds))
+
+
 def problem_messages(
-    cause: Cause, identity: Identity, timing: bytes, *, spent: bool, details: bool
+    cause: Cause, identity: Identity, timing: bytes, *, spent: bool, details: bool, retry: bytes
 ) -> tuple[Message, Message]:
     """The ASGI messages of a problem document (RFC 9457).
 
@@ -55,6 +67,7 @@ def problem_messages(
         timing: value of `Server-Timing`.
         spent: whether the budget of the caller is spent, so that another try is in vain.
         details: whether it may say which hops and scopes spent how much time.
+        retry: value of `Retry-After` where another try may succeed.
     """
     status = status_of(cause)
     body = _body(cause, status, identity.echo_id, details)
@@ -70,7 +83,7 @@ def problem_messages(
         value = encode_cause_header(cause).encode("latin-1") if details else b"1"
         headers.append((CAUSE_HEADER.encode(), value))
     if status == 503:
-        headers.append((b"retry-after", _RETRY_AFTER))
+        headers.append((b"retry-after", retry))
     if identity:
         headers.append((b"x-request-id", identity.echo_id.encode("latin-1")))
     return (

@@ -14,6 +14,7 @@ from holdfast.adapters.asgi.socket import Socket
 from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause
+from holdfast.domain.instant import Duration
 from holdfast.domain.policy import DEFAULT_POLICY, Policy
 
 __all__ = ["HoldfastMiddleware"]
@@ -33,18 +34,27 @@ class HoldfastMiddleware:
         policy: limits by route; `holdfast.domain.policy.DEFAULT_POLICY` by default.
         service: name of this hop in causes and timings, over that of the policy.
         debug: whether `/debug/holdfast/tree` answers to clients on this machine.
+        retry_after: seconds after which a client may try again that was turned away.
 
     Attributes:
         counts: requests by what became of them.
+        retry_after: see above; what is set anew holds with the next policy.
 
     Raises:
         TypeError: `policy` is no `Policy`.
     """
 
     def __init__(
-        self, app: App, policy: Policy | None = None, *, service: str = "", debug: bool = False
+        self,
+        app: App,
+        policy: Policy | None = None,
+        *,
+        service: str = "",
+        debug: bool = False,
+        retry_after: Duration = 1.0,
     ) -> None:
         self.app = app
+        self.retry_after = retry_after
         self._debug = debug
         self.counts: Counter[str] = Counter()
         self._service = service
@@ -63,7 +73,7 @@ class HoldfastMiddleware:
                 "holdfast.domain.policy.policy_from_mapping"
             )
         self._policy = policy.for_service(self._service) if self._service else policy
-        self._terms = Terms(self._policy, self.counts)
+        self._terms = Terms(self._policy, self.counts, self.retry_after)
         self._off = self._policy.mode == "off"
         self.debug = self._debug or self._policy.debug_tree
 

@@ -205,6 +205,7 @@ class Request(Exchange):
             self._timing(),
             spent=self.caller_is_late(cause),
             details=self.terms.details,
+            retry=self.terms.retry,
         )
         for message in messages:
             await self._send(message)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from holdfast.adapters.asgi.answers import timing_prefix
+from holdfast.adapters.asgi.answers import retry_after, timing_prefix
+from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy
 from holdfast.domain.wire.inbound import InboundCodec
 
@@ -19,14 +20,18 @@ class Terms:
         counts: requests by what became of them; shared by all terms of one middleware.
         details: whether responses tell which hops and scopes spent how much time.
         timing: what `Server-Timing` begins with; empty where it is not sent.
+        retry: value of `Retry-After` for who was turned away.
         observing: whether the policy counts what it would cut and cuts nothing.
     """
 
-    __slots__ = ("codec", "counts", "details", "hop", "observing", "policy", "sample", "timing")
+    __slots__ = (
+        "codec", "counts", "details", "hop", "observing", "policy", "retry", "sample", "timing",
+    )  # fmt: skip
 
-    def __init__(self, policy: Policy, counts: Counter[str]) -> None:
+    def __init__(self, policy: Policy, counts: Counter[str], retry: Duration = 1.0) -> None:
         self.policy = policy
         self.counts = counts
+        self.retry = retry_after(retry)
         self.codec = InboundCodec.of(policy.wire)
         self.observing = policy.mode == "observe"
         self.sample = policy.wire.sample

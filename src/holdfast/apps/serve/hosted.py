@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable
-from typing import Final
+from typing import Any, Final
 
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
@@ -52,10 +53,11 @@ class Hosted:
     With the mode `off` the application is served bare: nothing of ours is on its way.
     """
 
-    __slots__ = ("_entry", "bare", "file", "guarded", "header", "observed")
+    __slots__ = ("_bare", "_entry", "bare", "file", "guarded", "header", "observed")
 
     def __init__(self, app: App, file: PolicyFile) -> None:
         self.bare = app
+        self._bare: set[asyncio.Task[Any]] = set()
         self.guarded = HoldfastMiddleware(app, policy=file.policy)
         self.use(file)
 
@@ -63,13 +65,19 @@ class Hosted:
         """From now on requests get their limits from `file`; those under way keep theirs."""
         policy = file.policy
         self.file = file
+        self.guarded.retry_after = file.lifecycle.stop.retry_after
         self.guarded.policy = policy
         self.observed = policy.mode == "observe"
         # Zero is no time at all, and so it cannot be meant: it stands for no limit.
         self.header: Duration = own_limits(policy).header or math.inf
         if policy.mode == "off":
             self.header = math.inf
-        self._entry: App = self.bare if policy.mode == "off" else self.guarded
+        self._entry: App = self._serve_bare if policy.mode == "off" else self.guarded
+
+    def cut(self) -> None:
+        """End what is served bare: no scope reaches it."""
+        for task in tuple(self._bare):
+            task.cancel("the process is shutting down")
 
     @property
     def service(self) -> str:
@@ -83,3 +91,11 @@ class Hosted:
 
     def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
         return self._entry(scope, receive, send)
+
+    def _serve_bare(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
+        task = asyncio.current_task()
+        if task is not None and scope["type"] != "lifespan":
+            self._bare.add(task)
+            task.add_done_callback(self._bare.discard)
+        served: Awaitable[None] = self.bare(scope, receive, send)
+        return served
