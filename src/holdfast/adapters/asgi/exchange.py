@@ -239,10 +239,15 @@ class Exchange(Scope):
         if self.complete or self.outcome is not None:
             return
         self.complete = True  # whatever is sent now goes nowhere
-        self.terms.counts["disconnected"] += 1
+        if not self._sent_away():
+            self.terms.counts["disconnected"] += 1
         if not self.terms.observing:
             self.gone = True
             self._end_for_gone(told)
+
+    def _sent_away(self) -> bool:
+        """Whether it was the server that ended the connection, since it stops."""
+        return False
 
     def _end_for_gone(self, told: bool) -> None:
         """The client has gone; `told` when the handler has read that itself."""

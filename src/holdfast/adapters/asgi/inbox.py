@@ -30,6 +30,9 @@ class Inbox:
         receive: of the server.
         gone: called once, when the client has gone; with whether the handler has read that itself.
         farewell: type of the message that says so.
+
+    Attributes:
+        parting: that message, when it has come.
     """
 
     __slots__ = (
@@ -44,12 +47,14 @@ class Inbox:
         "_size",
         "_waiters",
         "_wanted",
+        "parting",
     )
 
     def __init__(self, receive: Receive, gone: Callable[[bool], None], farewell: str) -> None:
         self._receive = receive
         self._gone = gone
         self._farewell = farewell
+        self.parting: Message | None = None
         self._messages: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._ahead: asyncio.Task[None] | None = None
@@ -129,6 +134,7 @@ class Inbox:
             self._wake()
 
     def _say_farewell(self, message: Message, told: bool) -> None:
+        self.parting = message
         if not self._messages or self._messages[-1]["type"] != self._farewell:
             self._messages.append(message)
         self._wake()

@@ -9,12 +9,14 @@ from holdfast.adapters.asgi.answers import title_of
 from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.types import Message
 from holdfast.domain.cause import Cause, CauseKind
+from holdfast.domain.instant import NEVER
 
 __all__ = ["Socket"]
 
 # Codes of RFC 6455 and its registry: 1001 going away, 1012 service restart, 1013 try again later.
-_CODES: Final = {CauseKind.SHUTDOWN: 1012, CauseKind.OVERLOAD: 1013}
 _GOING_AWAY: Final = 1001
+_RESTART: Final = 1012
+_CODES: Final = {CauseKind.SHUTDOWN: _RESTART, CauseKind.OVERLOAD: 1013}
 _LONGEST_REASON: Final = 120
 
 
@@ -35,7 +37,14 @@ class Socket(Exchange):
     def _end_for_gone(self, told: bool) -> None:
         # A handler that has read the disconnect cleans up and ends; that is how it should be.
         if not told and self.outcome is None:
-            self.cancel(kind=CauseKind.DISCONNECT)
+            self.cancel(kind=CauseKind.SHUTDOWN if self._sent_away() else CauseKind.DISCONNECT)
+
+    def _sent_away(self) -> bool:
+        # A server that stops closes its WebSockets, and tells the handler so with the code that it
+        # has sent. 1012 is a server's; 1001 comes from browsers as well, that go to another page.
+        parting = None if self.inbox is None else self.inbox.parting
+        code = None if parting is None else parting.get("code")
+        return code == _RESTART or (code == _GOING_AWAY and self.driver.root.limit != NEVER)
 
     async def answer(self, cause: Cause) -> None:
         """Close the connection for the handler, unless it is closed."""
