@@ -15,7 +15,7 @@ from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.service import Service
-from holdfast.apps.serve.stopplan import StopPlan, stop_plan
+from holdfast.apps.serve.stopplan import StopPlan, memory_of, stop_plan
 from holdfast.domain.instant import Duration, format_duration
 from holdfast.domain.lifecycle.history import Outcome
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
@@ -76,10 +76,9 @@ class ServiceProcess:
             OSError: a socket cannot be listened on.
         """
         file = self.plan.policy()
-        stop = file.lifecycle.stop
-        meant = meanings(quit=stop.quit)
+        meant = meanings(quit=file.lifecycle.stop.quit)
         block_signals(meanings=meant)
-        memory = StopMemory.of(file.policy.service or self.plan.target, stop.memory)
+        memory = memory_of(file, self.plan.target)
         times = stop_plan(file, memory.recall().failures)
         quitting = install_quit(meant.get("SIGQUIT", Meaning.IGNORE), before=self._quits)
         self._last = last = _Last(times, meant, self._held_up)

@@ -14,7 +14,7 @@ from holdfast._version import __version__
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.stopplan import stop_plan
+from holdfast.apps.serve.stopplan import memory_of, stop_plan
 from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
 from holdfast.runtime.cgroup import read_quota
@@ -94,7 +94,7 @@ def _block(plan: Plan, file: PolicyFile, url: str) -> str:
         lines.append(f"  process     {os.getpid()}")
     quota = read_quota()
     lines.append(f"  processors  {threads_for(quota).why}")
-    stop = stop_plan(file)
+    stop = stop_plan(file, memory_of(file, plan.target).read().failures)
     lines.append(f"  stop        {stop.line()}")
     lines += [f"  warning     {warning}" for warning in stop.warnings]
     lines.append(f"  policy      {file.source or 'built-in'}")

@@ -12,8 +12,9 @@ from holdfast.domain.lifecycle.history import Terms
 from holdfast.domain.lifecycle.settings import StopSettings
 from holdfast.domain.lifecycle.stopbudget import StopBudget, adaptive, breaches, stop_budget
 from holdfast.runtime.lifecycle import HostTerms
+from holdfast.runtime.memory import StopMemory
 
-__all__ = ["StopPlan", "stop_plan"]
+__all__ = ["StopPlan", "memory_of", "stop_plan"]
 
 _LONGEST_START: Duration = 86_400.0
 _UNWINDING_SHARE = 0.8
@@ -72,6 +73,7 @@ class StopPlan:
                 drain=self.budget.drain,
                 quiet=settings.quiet,
                 farewell=settings.websocket,
+                unwinding=self._unwinding(),
                 handshakes=tls,
             )
         return DrainTerms(
@@ -107,6 +109,11 @@ class StopPlan:
             longer = format_duration(adaptive(self.base, self.failures, self.settings.cap))
             text += f" ({self.failures} of the last stops failed, so the drain may take {longer})"
         return text
+
+
+def memory_of(file: PolicyFile, target: str) -> StopMemory:
+    """Where a service remembers its stops: under its name, or under what it serves."""
+    return StopMemory.of(file.policy.service or target, file.lifecycle.stop.memory)
 
 
 def stop_plan(file: PolicyFile, failures: int = 0, *, margin: Duration = 0.0) -> StopPlan:

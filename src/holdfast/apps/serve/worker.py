@@ -12,13 +12,12 @@ from holdfast.apps.serve.handover import Handover, handover_from_json
 from holdfast.apps.serve.offspring import die_with
 from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.stopplan import stop_plan
+from holdfast.apps.serve.stopplan import memory_of, stop_plan
 from holdfast.apps.serve.workerlink import MARGIN, StopOrder, WorkerEnd
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.runtime.lastresort import end_within
 from holdfast.runtime.lifecycle import ExitCode, LogReader
-from holdfast.runtime.memory import StopMemory
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
 __all__ = ["main"]
@@ -99,8 +98,7 @@ class _Worker:
     ) -> None:
         self._handover, self._file, self._sockets = handover, file, sockets
         self._link, self._meant = link, meant
-        policy, stop = file.policy, file.lifecycle.stop
-        self._memory = StopMemory.of(policy.service, stop.memory)
+        self._memory = memory_of(file, handover.plan.target)
         self._times = stop_plan(file, self._memory.recall().failures, margin=MARGIN)
         self._final = False
         self._stop = ""
