@@ -141,6 +141,43 @@ class HypercornServer(GatedServer):
         self._listening = asyncio.Event()
         self._released = asyncio.Event()
 
+    @classmethod
+    def of(
+        cls,
+        app: _App,
+        sockets: Sequence[socket.socket],
+        drain: ServerDrain,
+        *,
+        http2: bool = True,
+        access_log: bool = False,
+        certificate: str = "",
+        key: str = "",
+    ) -> HypercornServer:
+        """A server that is told what all servers are told.
+
+        Args:
+            app: see the class.
+            sockets: see the class.
+            drain: see the class.
+            http2: whether HTTP/2 is offered over TLS. In the clear hypercorn speaks it with whoever
+                begins with it.
+            access_log: whether each request is logged, to standard output.
+            certificate: path of the certificate chain (PEM), for TLS; empty for none.
+            key: path of its private key; empty where that is in the same file.
+
+        Raises:
+            OSError: the certificate or the key cannot be read, or is none.
+        """
+        config = Config()
+        config.alpn_protocols = ["h2", "http/1.1"] if http2 else ["http/1.1"]
+        if access_log:
+            config.accesslog = "-"
+        tls = None
+        if certificate:
+            config.certfile, config.keyfile = certificate, key or certificate
+            tls = config.create_ssl_context()
+        return cls(app, sockets, drain, config=config, tls=tls)
+
     # -- the server ------------------------------------------------------------------------------
 
     async def _serve(self) -> None:

@@ -52,6 +52,10 @@ _LATE: Final[Duration] = 0.5
 """Seconds that a server has to end when nothing is served any more."""
 
 
+def _nothing() -> None:
+    """There is no host."""
+
+
 def _to_nobody(kind: str, subject: str, detail: str = "", **data: object) -> None:
     """Nobody wants to know."""
 
@@ -63,6 +67,8 @@ class GatedDrain:
         gate: sees every request.
         terms: gives the times when the drain begins. The lame duck lasts for `quiet` at least.
         tell: is told of each step.
+        cut: is called at the deadline, before what is still served is cancelled: for a host that
+            cancels, and counts, what it can reach.
         listeners: listening sockets that nobody else accepts from, whose accept queues are emptied
             before the server closes them.
     """
@@ -73,9 +79,11 @@ class GatedDrain:
         terms: Callable[[], DrainTerms] = DrainTerms,
         tell: Tell = _to_nobody,
         *,
+        cut: Callable[[], object] = _nothing,
         listeners: Sequence[socket.socket] = (),
     ) -> None:
         self._gate = gate
+        self._cut = cut
         self._terms = terms
         self._tell = tell
         self._listeners = listeners
@@ -150,6 +158,7 @@ class GatedDrain:
                         in_flight=view.requests, sockets=view.sockets,
                     )  # fmt: skip
                 case Cut():
+                    self._cut()
                     names = self._gate.cut()
                     told = f"{len(names)} requests are cut"
                     self._tell("drain.step", "deadline", told, in_flight=len(names))

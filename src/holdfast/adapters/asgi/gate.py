@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+from holdfast.adapters.asgi.answers import retry_after as retry_after_value
 from holdfast.adapters.asgi.types import App, Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.instant import Duration, Instant
@@ -60,7 +61,7 @@ class Gate:
     def __init__(self, app: App, *, returning: bool = True, retry_after: Duration = 1.0) -> None:
         self.app = app
         self.code = _RESTART if returning else _GOING_AWAY
-        self.retry_after = b"%d" % max(1, math.ceil(retry_after))
+        self.retry_after = retry_after_value(retry_after)
         self.served = 0
         self.announcing = self.parting = self.closed = False
         self._open: set[_Passage] = set()

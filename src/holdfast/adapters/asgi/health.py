@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
+from holdfast.adapters.asgi.answers import retry_after as retry_after_value
 from holdfast.adapters.asgi.types import App, Headers, Receive, Send, ServerScope
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.settings import HealthSettings
@@ -60,7 +60,7 @@ class HealthPages:
         self.app = app
         self._ready = ready
         self._stopping = stopping
-        self._retry_after = b"%d" % max(1, math.ceil(retry_after))
+        self._retry_after = retry_after_value(retry_after)
         self._details = details
         self._pages: dict[str | None, _Page] = {}
         if found.enabled:

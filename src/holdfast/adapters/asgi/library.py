@@ -141,6 +141,7 @@ class LifecycleMiddleware:
             start=stop.start, drain=budget.lame_duck + budget.drain, cleanup=budget.cleanup
         )
         host.health.cache = self._health.cache
+        host.health.timeout = self._health.check_timeout
         gate = Gate(self.app, returning=stop.returning, retry_after=stop.retry_after)
         self._session = session = Session(host, gate, stop, budget.lame_duck)
         if application is not None:

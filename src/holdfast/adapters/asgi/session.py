@@ -70,7 +70,7 @@ class Session:
         self._by_hand = False
         self._keeps_lifespan = True
         self.signals = ChainedSignals(asyncio.get_running_loop(), self._heard)
-        self._drain = GatedDrain(gate, self._terms, self._tell)
+        self._drain = GatedDrain(gate, self._terms, self._tell, cut=host.cut)
         self.server = Server(self._drain, self)
 
     def take_signals(self) -> str:
