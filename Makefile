@@ -66,7 +66,7 @@ bench: env  ## run the benchmarks
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: env  ## build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 mutants: env  ## change the domain in small ways and see whether a test notices
 	@$(BIN)/python tools/mutants.py $(ARGS)

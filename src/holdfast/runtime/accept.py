@@ -5,7 +5,8 @@ are connected, and they send; when the listener is closed, all that waits there 
 a server is told to close its listener the way in is barred, and the server is given the moment it
 needs to take in what is queued.
 
-    TCP   a socket filter that drops what arrives at the listener (Linux)
+    TCP   a socket filter that drops what asks the listener for a connection (Linux); what answers
+          in a handshake that is under way passes, with the request that it may carry
     Unix  the listener is shut down for reading: new connections are refused, the queue stays
     else  nothing; the gap stays
 
@@ -27,13 +28,24 @@ from holdfast.domain.instant import Duration
 __all__ = ["bar", "queued", "taken_in"]
 
 _ATTACH_FILTER: Final = 26  # SO_ATTACH_FILTER of <asm-generic/socket.h>
-_DROP_ALL: Final = struct.pack("HBBI", 0x06, 0, 0, 0)  # one instruction: return 0 bytes
+_NO_NEW: Final = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte of the flags in the header of TCP (RFC 9293, 3.1)
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # SYN alone?
+        (0x06, 0, 0, 0),  # then drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # else let it pass whole
+    )
+)
+_INSTRUCTIONS: Final = len(_NO_NEW) // 8
 _TCP_INFO: Final = 11
 _UNACKED: Final = 24
 """Offset of `tcpi_unacked` in `struct tcp_info`; of a listener, the length of its accept queue."""
 _TURN: Final[Duration] = 0.01
 _TURNS: Final = 3
-"""Looks at an empty queue before it is believed: what was accepted is made a connection later."""
+"""Looks at an empty queue before it is believed: what was accepted is made a connection later, and
+the last packet of a handshake may be on its way."""
 
 
 def bar(sock: socket.socket) -> bool:
@@ -43,8 +55,8 @@ def bar(sock: socket.socket) -> bool:
             sock.shutdown(socket.SHUT_RD)
             return True
         if sys.platform.startswith("linux"):
-            program = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
-            filter_ = struct.pack("HL", 1, ctypes.addressof(program))
+            program = ctypes.create_string_buffer(_NO_NEW, len(_NO_NEW))
+            filter_ = struct.pack("HL", _INSTRUCTIONS, ctypes.addressof(program))
             sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, filter_)
             return True
     return False
@@ -72,9 +84,21 @@ async def taken_in(sock: socket.socket, longest: Duration = 1.0) -> int:
         return 0
     first = left = queued(sock)
     empty, turns = 0, int(longest / _TURN)
-    while empty < _TURNS and turns > 0:
+    # Where another process listens on the same port, the kernel still sends clients this way, and
+    # a client whose packet is dropped tries again only after a second. There it has to be quick.
+    enough = 1 if _has_sisters(sock) else _TURNS
+    while empty < enough and turns > 0:
         await asyncio.sleep(_TURN)
         left = queued(sock)
         empty = 0 if left else empty + 1
         turns -= 1
     return first - left
+
+
+def _has_sisters(sock: socket.socket) -> bool:
+    """Whether the port may have other listeners as well."""
+    if sock.family == socket.AF_UNIX or not hasattr(socket, "SO_REUSEPORT"):
+        return False
+    with suppress(OSError):
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+    return False
