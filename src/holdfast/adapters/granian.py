@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,7 @@ class GranianServer(GatedServer):
         options: everything else that `granian.server.embed.Server` takes.
 
     Raises:
+        OSError: the certificate or the key cannot be read, or is none.
         UsageError: there is not exactly one socket.
     """
 
@@ -91,6 +93,8 @@ class GranianServer(GatedServer):
         if len(sockets) != 1:
             raise UsageError(f"granian listens on one socket, not on {len(sockets)}")
         if certificate:
+            # Here, so that what is wrong with them is known before anything is started.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key or None)
             options |= {"ssl_cert": Path(certificate), "ssl_key": Path(key or certificate)}
         self._app = app
         self._sock = sockets[0]
