@@ -134,7 +134,7 @@ class Service:
         return code
 
     def _with_health(self, file: PolicyFile) -> HealthPages:
-        host, settings = self.host, file.lifecycle.health
+        host, settings, details = self.host, file.lifecycle.health, file.policy.wire.details
         host.health.cache = settings.cache
         host.health.timeout = settings.check_timeout
 
@@ -145,9 +145,10 @@ class Service:
             self._hosted,
             report,
             settings,
-            stopping=lambda: host.cause,
+            # The cause names whoever asked for the stop, which is not for everybody.
+            stopping=lambda: host.cause if details or not host.cause else str(host.phase),
             retry_after=file.lifecycle.stop.retry_after,
-            details=file.policy.wire.details,
+            details=details,
         )
 
     def _threads(self) -> None:
