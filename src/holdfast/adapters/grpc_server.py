@@ -1,7 +1,7 @@
 """grpc.aio, embedded: the life of its server. Deadlines and identity are carried elsewhere.
 
     server = grpc.aio.server()
-    health = HealthServicer()                        # of grpcio-health-checking, when it is there
+    health = grpc_health.v1.health.aio.HealthServicer()     # where grpcio-health-checking is there
     host.add("grpc", GrpcServer(server, health=health))
 
 gRPC has no signal handling and a stop of its own: two GOAWAYs, then what is in flight until the
