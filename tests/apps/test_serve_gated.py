@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -143,16 +144,21 @@ def test_over_tls(name: ServerName, tmp_path: Path) -> None:
         plan = Plan("shop:app", access_log=False, certificate=str(certificate), key=str(key))
         live = Live(name, plan=plan)
         await live.host.start()
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", live.port, ssl=client, server_hostname="localhost"
-        )
-        writer.write(request("/"))
-        assert (await exchange(reader))[0] == 200
+
+        def ask() -> ssl.SSLSocket:
+            plain = socket.create_connection(("127.0.0.1", live.port), timeout=10)
+            secure = client.wrap_socket(plain, server_hostname="localhost")
+            secure.sendall(request("/"))
+            assert secure.recv(1000).startswith(b"HTTP/1.1 200")
+            return secure
+
+        # It keeps its connection, reads nothing any more, and so does not answer the close.
+        idle = await asyncio.to_thread(ask)
         began = time.monotonic()
-        live.host.stop("a test")  # this client is idle, and reads nothing any more
+        live.host.stop("a test")
         assert await live.host.ended() is ExitCode.CLEAN
         assert time.monotonic() - began < 8
-        writer.transport.abort()
+        idle.close()
 
     run(None, main())
 
