@@ -72,7 +72,9 @@ def test_hooks_of_requests_run(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving("uvicorn", tmp_path, "carried") as served:
             assert (await served.ask("/hooked"))[0] == 200
-            assert "at end done" in served.notes()
+            served.signal()
+            await served.ended()
+            assert served.notes().count("at end done") == 1
 
     run(None, main())
 
