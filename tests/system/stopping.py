@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 from tests.apps.serving import PATIENCE, Home, Served, everything
 
-__all__ = ["Life", "Stream", "living", "sent", "soon"]
+__all__ = ["Life", "Stream", "living", "on_asyncio", "sent", "soon"]
 
 # `say` writes past the buffers: a process that is killed has said what it said.
 APP = """
@@ -148,7 +148,7 @@ class App:
         await answer(send, 200, b"detached")
 
 def kind_of(error):
-    return error.args[0].kind if error.args else "unknown"
+    return getattr(error.args[0] if error.args else None, "kind", "unknown")
 
 def with_hooks(app):
     lifecycle.current().on_stop(lambda: say("told", lifecycle.current().phase))
@@ -288,7 +288,7 @@ class Life:
 @contextmanager
 def living(
     home: Home, attribute: str = "plain", settings: str = "", *words: str, ready: bool = True
-) -> Iterator[Life]:
+) -> Generator[Life]:
     """`holdfast serve` for an application of this module."""
     home.write("hard.py", APP)
     home.write("holdfast.toml", settings)
@@ -341,3 +341,9 @@ def soon(what: Callable[[], object]) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def on_asyncio(home: Home, loop: str = "asyncio") -> None:
+    """Have a service run on the loop of asyncio, as if uvloop were not installed."""
+    if loop == "asyncio":
+        home.write("uvloop.py", "raise ImportError('hidden')\n")
