@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import GRACE, find_policy, platform_grace, read_policy
-from holdfast.apps.serve.problem import ServeError
 from holdfast.domain.lifecycle.settings import LifecycleSettings
+from holdfast.runtime.policyfile import (
+    GRACE,
+    PolicyFileError,
+    find_policy,
+    platform_grace,
+    read_policy,
+)
 
 FILE = """\
 service = "shop"
@@ -53,7 +58,7 @@ def test_workers_are_given_what_the_parent_has_read(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "holdfast.toml"
     path.write_text(FILE.replace('"6s"', '"60s"'))
-    with pytest.raises(ServeError) as caught:
+    with pytest.raises(PolicyFileError) as caught:
         read_policy(path, "")
     assert str(caught.value) == (
         f"{path}:5: stop.cleanup: 60 s is not shorter than the grace of 60 s; "
@@ -77,7 +82,9 @@ def test_the_platform_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(GRACE, "15")
     assert read_policy(path, "").lifecycle.stop.grace == 15.0
     monkeypatch.setenv(GRACE, "5")  # less than the clean-up of the file
-    with pytest.raises(ServeError, match=r":5: stop\.cleanup: 6 s is not shorter than the grace"):
+    with pytest.raises(
+        PolicyFileError, match=r":5: stop\.cleanup: 6 s is not shorter than the grace"
+    ):
         read_policy(path, "")
 
 
@@ -92,6 +99,6 @@ def test_a_wrong_word_of_the_platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, problem: str
 ) -> None:
     monkeypatch.setenv(GRACE, said)
-    with pytest.raises(ServeError) as caught:
+    with pytest.raises(PolicyFileError) as caught:
         find_policy(None, "", tmp_path)
     assert str(caught.value) == problem

@@ -17,13 +17,13 @@ from holdfast.apps.cli import main
 from holdfast.apps.serve import run
 from holdfast.apps.serve.hosted import drain_limit
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import find_policy, line_of, read_policy
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.target import load_target
 from holdfast.apps.tree.fetch import Service
 from holdfast.apps.tree.show import render
 from holdfast.domain.policy import policy_from_mapping
 from holdfast.runtime import admin
+from holdfast.runtime.policyfile import PolicyFileError, find_policy, line_of, read_policy
 
 TOML = """\
 service = "x"
@@ -74,7 +74,7 @@ def test_policy_file_beside_the_command_is_used_and_its_absence_is_fine(tmp_path
     assert (built_in.source, built_in.policy.service) == (None, "shop")
     (tmp_path / "holdfast.toml").write_text("service = 'file'")
     assert find_policy(None, "", tmp_path).policy.service == "file"
-    with pytest.raises(ServeError, match="no such file"):
+    with pytest.raises(PolicyFileError, match="no such file"):
         find_policy(tmp_path / "none.toml", "", tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_policy_file_beside_the_command_is_used_and_its_absence_is_fine(tmp_path
 def test_what_is_no_policy_file_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
-    with pytest.raises(ServeError, match=r"x\.toml"):
+    with pytest.raises(PolicyFileError, match=r"x\.toml"):
         read_policy(path, "")
 
 

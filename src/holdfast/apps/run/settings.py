@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from holdfast.apps.run.problem import RunError
-from holdfast.domain.errors import ConfigError
-from holdfast.domain.instant import Duration, parse_duration
+from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.history import Terms
-from holdfast.domain.lifecycle.settings import StopSettings, lifecycle_from_mapping
+from holdfast.domain.lifecycle.settings import StopSettings
 from holdfast.domain.lifecycle.stopbudget import stop_budget
 from holdfast.runtime.lifecycle import HostTerms
+from holdfast.runtime.policyfile import PolicyFileError, find_policy
 
 __all__ = ["read_settings", "terms_of"]
 
-_NAME: Final = "holdfast.toml"
-_GRACE: Final = "HOLDFAST_GRACE"
 _LONGEST_START: Final[Duration] = 86_400.0
 
 
@@ -33,36 +28,11 @@ def read_settings(config: Path | None, here: Path) -> tuple[StopSettings, str]:
     Raises:
         RunError: the file cannot be read, or something in it is wrong.
     """
-    path = config or here / _NAME
-    data: Mapping[str, object] = {}
-    if config is not None or path.exists():
-        data = _parsed(path)
     try:
-        stop = lifecycle_from_mapping(data, _platform_grace()).stop
-    except ConfigError as error:
-        raise RunError(f"{path.name}: {error}") from None
-    service = data.get("service", "")
-    return stop, service if isinstance(service, str) else ""
-
-
-def _parsed(path: Path) -> Mapping[str, object]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: {error}") from None
-
-
-def _platform_grace() -> Duration | None:
-    """What the platform says that it gives, in seconds or as `30s`; `None` when it says nothing."""
-    said = os.environ.get(_GRACE, "").strip()
-    if not said:
-        return None
-    try:
-        return parse_duration(int(said) if said.isascii() and said.isdigit() else said)
-    except ValueError as error:
-        raise RunError(f"{_GRACE}: {error}") from None
+        file = find_policy(config, "", here)
+    except PolicyFileError as error:
+        raise RunError(str(error)) from None
+    return file.lifecycle.stop, file.policy.service
 
 
 def terms_of(stop: StopSettings, failures: int) -> tuple[HostTerms, Terms]:

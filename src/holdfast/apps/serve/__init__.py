@@ -2,7 +2,6 @@
 
     problem     what can go wrong at the start, as sentences for whoever typed the command
     plan        the settings of one run, plain values that a worker process can be given
-    policyfile  the policy in `holdfast.toml`
     target      from `MODULE:ATTR` to the application
     listen      the listening socket, bound before anything else
     hosted      the application with its policy, which can be changed while it runs

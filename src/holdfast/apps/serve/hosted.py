@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy, ServicePolicy
 from holdfast.domain.policy.route import Limits, overridden
+from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["Hosted", "drain_limit", "longest_request", "own_limits"]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast.apps.serve.policyfile import PolicyFile, find_policy, with_meaning
+from holdfast.apps.serve.problem import ServeError
+from holdfast.runtime.policyfile import PolicyFile, PolicyFileError, find_policy, with_meaning
 
 __all__ = ["Plan"]
 
@@ -61,7 +62,10 @@ class Plan:
         Raises:
             ServeError: the file is missing or wrong.
         """
-        return find_policy(self.config, self.service, self.home)
+        try:
+            return find_policy(self.config, self.service, self.home)
+        except PolicyFileError as error:
+            raise ServeError(str(error)) from None
 
     def policy(self) -> PolicyFile:
         """The policy to begin with.
@@ -73,4 +77,7 @@ class Plan:
         """
         if self.reload:
             return self.read()
-        return with_meaning(self.source, self.data, self.service)
+        try:
+            return with_meaning(self.source, self.data, self.service)
+        except PolicyFileError as error:
+            raise ServeError(str(error)) from None

@@ -12,7 +12,6 @@ from typing import Final
 from holdfast.adapters.uvloop import loop_factory
 from holdfast.apps.serve.listen import remove_uds
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.service import Service
 from holdfast.apps.serve.stopplan import StopPlan, memory_of, stop_plan
@@ -24,6 +23,7 @@ from holdfast.runtime.lastresort import LastResort
 from holdfast.runtime.lifecycle import ExitCode, FileReader, HostTerms, LogReader, Phase
 from holdfast.runtime.lifecycle.journal import Reader
 from holdfast.runtime.memory import StopMemory
+from holdfast.runtime.policyfile import PolicyFile
 from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 

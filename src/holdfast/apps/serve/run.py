@@ -12,12 +12,12 @@ from importlib.util import find_spec
 
 from holdfast._version import __version__
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import memory_of, stop_plan
 from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
 from holdfast.runtime.cgroup import read_quota
+from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["serve"]
 

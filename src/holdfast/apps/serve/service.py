@@ -17,7 +17,6 @@ from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServe
 from holdfast.apps.serve.hosted import Hosted
 from holdfast.apps.serve.operator import Operator, Pages, pages
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.prestop import Prestop
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import StopPlan
@@ -31,6 +30,7 @@ from holdfast.runtime.cgroup import read_quota
 from holdfast.runtime.lifecycle import ExitCode, Host, Journal
 from holdfast.runtime.lifecycle.audit import SignalSource
 from holdfast.runtime.lifecycle.journal import Reader
+from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["Service"]
 

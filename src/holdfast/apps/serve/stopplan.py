@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.apps.serve.hosted import drain_limit, longest_request
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.domain.instant import Duration, format_duration
 from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.history import Terms
@@ -13,6 +12,7 @@ from holdfast.domain.lifecycle.settings import StopSettings
 from holdfast.domain.lifecycle.stopbudget import StopBudget, adaptive, breaches, stop_budget
 from holdfast.runtime.lifecycle import HostTerms
 from holdfast.runtime.memory import StopMemory
+from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["StopPlan", "memory_of", "stop_plan"]
 

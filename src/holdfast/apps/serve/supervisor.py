@@ -29,7 +29,6 @@ from holdfast.apps.serve.chronicle import journal_of, log_to_stderr
 from holdfast.apps.serve.handover import Handover
 from holdfast.apps.serve.offspring import DeathWatch, start_python
 from holdfast.apps.serve.plan import Plan
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.workerlink import MARGIN, StopOrder, SupervisorEnd
 from holdfast.domain.instant import NEVER, Duration
@@ -62,6 +61,7 @@ from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meaning, Meaning
 from holdfast.domain.record import record_from_dict
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.lifecycle import Journal
+from holdfast.runtime.policyfile import PolicyFile
 from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalChannel, SignalNote, Signals, block_signals
 from holdfast.runtime.stacks import dump

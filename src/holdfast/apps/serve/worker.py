@@ -10,7 +10,6 @@ from typing import Final
 
 from holdfast.apps.serve.handover import Handover, handover_from_json
 from holdfast.apps.serve.offspring import die_with
-from holdfast.apps.serve.policyfile import PolicyFile
 from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import memory_of, stop_plan
 from holdfast.apps.serve.workerlink import MARGIN, StopOrder, WorkerEnd
@@ -18,6 +17,7 @@ from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.runtime.lastresort import end_within
 from holdfast.runtime.lifecycle import ExitCode, LogReader
+from holdfast.runtime.policyfile import PolicyFile
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
 __all__ = ["main"]

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from holdfast.apps.serve.problem import ServeError
-from holdfast.domain.errors import ConfigError
+from holdfast.domain.errors import ConfigError, HoldfastError
 from holdfast.domain.instant import Duration, parse_duration
 from holdfast.domain.lifecycle.settings import LifecycleSettings, lifecycle_from_mapping
 from holdfast.domain.policy import Policy, policy_from_mapping
@@ -20,6 +19,7 @@ __all__ = [
     "DEFAULT_NAME",
     "GRACE",
     "PolicyFile",
+    "PolicyFileError",
     "find_policy",
     "line_of",
     "platform_grace",
@@ -38,6 +38,10 @@ _PART: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]")
 _KEY: Final = re.compile(r"\s*([A-Za-z0-9_.\"'-]+?)\s*=")
 _LARGEST: Final = 1_048_576
+
+
+class PolicyFileError(HoldfastError):
+    """The file cannot be used. The text says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def with_meaning(source: Path | None, data: Mapping[str, object], service: str) 
 
     Raises:
         ConfigError: something in it is wrong.
-        ServeError: what the platform says is.
+        PolicyFileError: what the platform says is.
     """
     policy = policy_from_mapping(data, service)
     return PolicyFile(source, data, policy, lifecycle_from_mapping(data, platform_grace()))
@@ -72,7 +76,7 @@ def platform_grace() -> Duration | None:
     """Seconds that the platform says it gives; `None` when it says nothing.
 
     Raises:
-        ServeError: what it says is no duration.
+        PolicyFileError: what it says is no duration.
     """
     said = os.environ.get(GRACE, "").strip()
     if not said:
@@ -81,14 +85,14 @@ def platform_grace() -> Duration | None:
         # A bare number stands for seconds: `terminationGracePeriodSeconds` is one.
         return parse_duration(int(said) if said.isascii() and said.isdigit() else said)
     except ValueError as error:
-        raise ServeError(f"{GRACE}: {error}") from None
+        raise PolicyFileError(f"{GRACE}: {error}") from None
 
 
 def find_policy(config: Path | None, service: str, here: Path) -> PolicyFile:
     """The policy of a file, else of `holdfast.toml` in the directory `here`, else the built-in one.
 
     Raises:
-        ServeError: the file is missing or wrong.
+        PolicyFileError: the file is missing or wrong.
     """
     if config is not None:
         return read_policy(config, service)
@@ -98,43 +102,47 @@ def find_policy(config: Path | None, service: str, here: Path) -> PolicyFile:
     try:
         return with_meaning(None, {}, service)
     except ConfigError as error:  # of the environment, since there is no file
-        raise ServeError(str(error)) from None
+        raise PolicyFileError(str(error)) from None
 
 
 def read_policy(path: Path, service: str) -> PolicyFile:
     """The policy of a file.
 
     Raises:
-        ServeError: it is missing or wrong; with the file, the line and the key where known.
+        PolicyFileError: it is missing or wrong; with the file, the line and the key where known.
     """
     shown = _shown(path)
     text = _read(path, shown)
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ServeError(f"{shown}: not TOML: {error}") from None
+        raise PolicyFileError(f"{shown}: not TOML: {error}") from None
     try:
         return with_meaning(path, data, service)
     except ConfigError as error:
         line = line_of(text, error.path)
         where = f"{shown}:{line}" if line else shown
-        raise ServeError(f"{where}: {error}") from None
+        raise PolicyFileError(f"{where}: {error}") from None
 
 
 def _read(path: Path, shown: str) -> str:
     try:
         if path.stat().st_size > _LARGEST:
-            raise ServeError(f"{shown}: larger than {_LARGEST} bytes; this is not a policy file")
+            raise PolicyFileError(
+                f"{shown}: larger than {_LARGEST} bytes; this is not a policy file"
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ServeError(
+        raise PolicyFileError(
             f"{shown}: no such file; give an existing one with --config, or leave --config away "
-            "to serve with the built-in limits"
+            "for the built-in limits"
         ) from None
     except UnicodeDecodeError as error:
-        raise ServeError(f"{shown}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise PolicyFileError(
+            f"{shown}: not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
     except OSError as error:
-        raise ServeError(f"{shown}: cannot be read: {error.strerror}") from None
+        raise PolicyFileError(f"{shown}: cannot be read: {error.strerror}") from None
 
 
 def _shown(path: Path) -> str:
