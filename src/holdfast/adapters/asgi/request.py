@@ -197,6 +197,8 @@ class Request(Exchange):
         if self.started or self.gone or cause.kind is CauseKind.DISCONNECT:
             return
         self.started = self.muted = True
+        if cause.kind is CauseKind.SHUTDOWN:
+            self.terms.counts["turned_away"] += 1
         if self._ledger is not None and self._ledger.below and not cause.below:
             cause = cause.with_below(*self._ledger.below)
         messages = problem_messages(

@@ -133,7 +133,7 @@ class Drainage:
         self._tell(
             "drain.step", "done", f"{left} left over" if left else "nothing is open any more",
             left=left, closed=self._closed, aborted=self._aborted,
-            finished=self._answered() - self._before,
+            finished=max(0, self._answered() - self._before),
         )  # fmt: skip
         return left
 

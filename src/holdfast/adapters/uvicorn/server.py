@@ -172,7 +172,7 @@ class UvicornServer(Server):
         return made
 
     def _begin(self, deadline: Instant) -> Drainage:
-        state = self.server_state
+        state, counts = self.server_state, self.config.terms.counts
         terms = self._terms()
         self._drainage = drainage = Drainage(
             terms,
@@ -180,7 +180,7 @@ class UvicornServer(Server):
             self._listeners,
             lambda: state.connections,
             state.tasks,
-            lambda: state.total_requests,
+            lambda: state.total_requests - counts["turned_away"],
             self._tell,
             self._cut,
         )

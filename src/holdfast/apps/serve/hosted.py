@@ -78,6 +78,7 @@ class Hosted:
         """End what is served bare: no scope reaches it."""
         for task in tuple(self._bare):
             task.cancel("the process is shutting down")
+        self.counts["turned_away"] += len(self._bare)
 
     @property
     def service(self) -> str:
