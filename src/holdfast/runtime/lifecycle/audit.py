@@ -154,5 +154,5 @@ class Audit:
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text)
+    sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
