@@ -3,6 +3,10 @@
     guard      the limit on the time that a client takes for its headers
     watch      what the connections of a server tell it, and what it tells them
     wire_*     the protocols of uvicorn with arrival instants, that guard, and a farewell
+    cycle      a request and its response on httptools, in half of the time
+    head       the head of a response, checked and written in one pass
+    heads      heads of responses that wait for their bodies
+    idling     the limit on the time between two requests
     lifespan   the start and the shutdown of an application, that can be broken off
     listener   a listening socket whose accept queue is emptied before it goes
     drainage   the drain of one server, performed

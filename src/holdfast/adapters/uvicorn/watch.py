@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from holdfast.adapters.uvicorn.guard import HeaderTerms
+from holdfast.adapters.uvicorn.head import Defaults
+from holdfast.adapters.uvicorn.heads import Heads
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import Line
 
@@ -41,14 +43,18 @@ class Watch:
         announcing: whether responses have to say that their connection ends.
         accepted: instant at which the last connection was made.
         code: what WebSockets are closed with.
+        defaults: the lines that every response begins with.
+        heads: of responses, that wait for their bodies.
     """
 
-    __slots__ = ("accepted", "announcing", "code", "ring")
+    __slots__ = ("accepted", "announcing", "code", "defaults", "heads", "ring")
 
     def __init__(self) -> None:
         self.announcing = False
         self.accepted: Instant = -math.inf
         self.code = 1012
+        self.defaults = Defaults()
+        self.heads = Heads()
         self.ring: Callable[[], None] = _nobody_waits
         """To be called while `announcing`, when something has become quiet or has gone."""
 
