@@ -22,7 +22,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -31,21 +31,13 @@ from hypercorn.config import Config
 from hypercorn.events import Event, Updated
 from hypercorn.protocol.h2 import H2Protocol
 
+from holdfast.domain.wire.goaway import FIRST_GOAWAY
 from holdfast.ports.gate import ServerDrain
 from holdfast.runtime.gated import GatedServer
 from holdfast.runtime.tasks import aside
 
 __all__ = ["HypercornServer"]
 
-_LAST_POSSIBLE: Final = 2**31 - 1
-_GOAWAY: Final = (
-    (8).to_bytes(3, "big")  # length of what follows the header of the frame
-    + b"\x07"  # its type (RFC 9113, section 6.8)
-    + b"\x00"  # no flags
-    + (0).to_bytes(4, "big")  # the connection itself
-    + _LAST_POSSIBLE.to_bytes(4, "big")
-    + (0).to_bytes(4, "big")  # NO_ERROR
-)
 
 _App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -87,7 +79,7 @@ class _Connection(TCPServer):
             return
         if not self.writer.transport.is_closing():
             self._goaway_sent = True
-            self.writer.write(_GOAWAY)  # frames are written whole, so it comes between two
+            self.writer.write(FIRST_GOAWAY)  # frames are written whole, so it comes between two
 
     async def leave(self) -> None:
         """Say the last GOAWAY where nothing is served; hypercorn does where something is."""

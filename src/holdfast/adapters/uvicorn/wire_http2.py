@@ -8,7 +8,7 @@ itself sends only the last one, and answers what is on the wire with 503.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, cast
 
 import zttp
 from uvicorn.config import Config
@@ -21,19 +21,10 @@ from holdfast.adapters.uvicorn.parting import Parting
 from holdfast.adapters.uvicorn.watch import Shared
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import Kind, Line
+from holdfast.domain.wire.goaway import FIRST_GOAWAY
 from holdfast.runtime.driver import driver_of
 
 __all__ = ["GuardedEither", "GuardedHttp2"]
-
-_LAST_POSSIBLE: Final = 2**31 - 1
-_GOAWAY: Final = (
-    (8).to_bytes(3, "big")  # length of what follows the header of the frame
-    + b"\x07"  # its type (RFC 9113, section 6.8)
-    + b"\x00"  # no flags
-    + (0).to_bytes(4, "big")  # the connection itself
-    + _LAST_POSSIBLE.to_bytes(4, "big")
-    + (0).to_bytes(4, "big")  # NO_ERROR
-)
 
 
 def _plain() -> type[asyncio.Protocol]:
@@ -103,7 +94,7 @@ class GuardedHttp2(Parting, ZttpH2Protocol):
             return
         self._goaway_sent = True
         self.flush()  # frames are written whole, so this one comes between two
-        self.transport.write(_GOAWAY)
+        self.transport.write(FIRST_GOAWAY)
 
     def leave(self) -> None:
         """Send the last GOAWAY, and close."""
