@@ -386,6 +386,26 @@ async def test_whoever_cannot_wait_has_it_cut_at_once() -> None:
     assert steps == ["announce", "lame_duck_over", "listener_closed", "deadline", "done"]
 
 
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_server_that_has_ended_by_itself_is_not_waited_for(stuck: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            await asyncio.sleep(20)
+
+    gate = Gate(app)
+    tasks = [Client().call(gate)] if stuck else []
+    await asyncio.sleep(0)
+    drain = GatedDrain(gate, lambda: TERMS)
+    begun = now()
+    drain.begin(begun + 100)
+    asyncio.get_running_loop().call_later(0.1, drain.server_ended)
+    assert await drain.finish(lambda: None) == len(tasks)
+    assert now() == pytest.approx(begun + (1.1 if stuck else 0.1), abs=0.05)
+    await asyncio.gather(*tasks)
+
+
 async def test_a_drain_that_was_not_begun_cannot_be_finished() -> None:
     with pytest.raises(RuntimeError):
         await GatedDrain(Gate(App())).finish(lambda: None)

@@ -90,6 +90,7 @@ class GatedDrain:
         self._machine = Drain()
         self._state = opening(DrainTerms())
         self._pending: CutOff | None = None
+        self._over = False
         self._bell: Bell | None = None
 
     @property
@@ -108,6 +109,14 @@ class GatedDrain:
     def hurry(self) -> None:
         """See `ServerDrain`."""
         self._pending = CutOff()
+        self._bell_rings()
+
+    def server_ended(self) -> None:
+        """The server has closed all connections by itself, so there is nothing to wait for."""
+        self._over = True
+        self._bell_rings()
+
+    def _bell_rings(self) -> None:
         if self._bell is not None:
             self._bell.ring()
 
@@ -122,6 +131,11 @@ class GatedDrain:
             raise RuntimeError("this drain was not begun")
         while True:
             view = self._gate.look()
+            if self._over:
+                if not view.requests + view.sockets:
+                    return self._done(0)
+                if self._state.step is not Step.CUTTING:
+                    self._pending = CutOff()
             event = self._pending or Looked(view.requests + view.sockets, view.latest)
             self._pending = None
             decided = self._step(event)
@@ -134,12 +148,15 @@ class GatedDrain:
                         stop()
                         self._tell("drain.step", "listener_closed", "the server was told to stop")
                     case Done(left):
-                        told = f"{left} left over" if left else "nothing is served any more"
-                        self._tell("drain.step", "done", told, left=left)
-                        return left
+                        return self._done(left)
                     case _:
                         self._perform_now((decision,))
             await bell.wait(self._state.look)
+
+    def _done(self, left: int) -> int:
+        told = f"{left} left over" if left else "nothing is served any more"
+        self._tell("drain.step", "done", told, left=left)
+        return left
 
     def _step(self, event: Event) -> Sequence[Decision]:
         now = driver_of(asyncio.get_running_loop()).now()

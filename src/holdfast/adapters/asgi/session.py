@@ -85,8 +85,8 @@ class Session:
     async def server_gone(self) -> None:
         """The server has closed its connections, and ends the lifespan: stop, if that is new."""
         self._gone = True
-        if not self.host.stop("it ends the lifespan", by="the server"):
-            self._drain.hurry()  # whatever is still waited for, nobody is connected any more
+        self._drain.server_ended()
+        self.host.stop("it ends the lifespan", by="the server")
         await self.host.ended()
 
     async def without_lifespan(self) -> None:
