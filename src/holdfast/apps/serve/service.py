@@ -10,6 +10,8 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from holdfast.adapters.asgi.health import HealthPages
@@ -39,6 +41,8 @@ _SHOWN: Final = 200
 """Records that the operator is shown."""
 _RESTART: Final = 1012
 _GOING_AWAY: Final = 1001
+_NOBODY: Final = "-"
+"""A pass phrase for keys that need one: else OpenSSL asks at the terminal, and waits."""
 
 
 class Service:
@@ -239,17 +243,28 @@ def _settings(plan: Plan, hosted: Hosted, app: HealthPages) -> Settings:
             access_log=plan.access_log,
             ssl_certfile=plan.certificate or None,
             ssl_keyfile=plan.key or None,
+            ssl_keyfile_password=_NOBODY,
         )
         settings.load()
     except UsageError as error:
         raise ServeError(f"--http2: {error}") from None
     except OSError as error:  # of files, and of what is in them
-        files = f"--ssl-certfile {plan.certificate}"
-        files += f" with --ssl-keyfile {plan.key}" if plan.key else ""
-        raise ServeError(
-            f"{files}: {error.strerror or error}; give a certificate and its key, both PEM"
-        ) from None
+        raise ServeError(_what_is_wrong(plan, error)) from None
     return settings
+
+
+def _what_is_wrong(plan: Plan, error: OSError) -> str:
+    key = plan.key or plan.certificate
+    with suppress(OSError):
+        if b"ENCRYPTED" in Path(key).read_bytes():
+            return (
+                f"--ssl-certfile {plan.certificate}: the key in {key} needs a pass phrase, and a "
+                f"service has nobody to ask; give one without, as openssl pkey -in {key} writes it"
+            )
+    files = f"--ssl-certfile {plan.certificate}"
+    files += f" with --ssl-keyfile {plan.key}" if plan.key else ""
+    reason = (error.strerror or str(error)).partition(" (_ssl.c")[0]
+    return f"{files}: {reason}; give a certificate and its key, both PEM"
 
 
 def _source(file: PolicyFile) -> str:
