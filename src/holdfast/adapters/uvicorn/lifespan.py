@@ -25,6 +25,9 @@ class BoundLifespan(LifespanOn):
 
     async def startup(self) -> None:
         await self._bound(super().startup)
+        if not (self.error_occurred or self.startup_failed):
+            # It knows the protocol. Of one that raises later, uvicorn would say that it does not.
+            self.config.lifespan = "on"
 
     async def shutdown(self) -> None:
         await self._bound(super().shutdown)
