@@ -52,6 +52,8 @@ __all__ = ["Process"]
 _TO_EXIT: Final[Duration] = 0.25
 """Seconds of the reserve in which nothing is waited for any more: who is late is noticed, the last
 records are written, and the platform does not have to kill."""
+_MOST_KEPT: Final = 0.25
+"""The most that this may be of a reserve that is small."""
 
 _MOST_NAMED: Final = 100
 """Pieces of work that one record names; the rest is counted."""
@@ -155,7 +157,8 @@ class Process:
             case CutNow(end):
                 self._cut_work(end)
             case CleanUp(until):
-                self.clean_until = min(until, self.life.end - _TO_EXIT)
+                kept = min(_TO_EXIT, self.terms.cleanup * _MOST_KEPT)
+                self.clean_until = min(until, self.life.end - kept)
             case Abandon():
                 self._abandon()
             case Exit():
