@@ -56,7 +56,7 @@ def made(kind: type[Exchange], *headers: tuple[bytes, bytes]) -> Exchange:
 
 
 # Known only when the policy was asked; nobody sees an exchange that has not begun.
-WRITTEN_BY_BEGIN = {"at", "grace", "hop", "reserve"}
+WRITTEN_BY_BEGIN = {"at", "grace", "hop", "ours", "reserve", "trace"}
 
 
 @pytest.mark.parametrize("kind", [Request, Socket])

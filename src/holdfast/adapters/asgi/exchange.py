@@ -39,6 +39,8 @@ class Exchange(Scope):
     Attributes:
         asgi: the scope of the server.
         arrival: instant of its first byte.
+        ours: headers that say something to us.
+        trace: its trace id, where nothing that the caller sent names it; else empty.
         left: seconds that the caller gave; infinite when it set no deadline.
         idle: seconds that may pass without a message; infinite when a total limit holds instead.
         complete: whether the client has all that it will get.
@@ -59,9 +61,11 @@ class Exchange(Scope):
         "idle",
         "inbox",
         "left",
+        "ours",
         "reserve",
         "terms",
         "touched",
+        "trace",
     )
 
     farewell = ""
@@ -129,14 +133,14 @@ class Exchange(Scope):
         return self._given
 
     def _identify(self) -> Carried:
-        inbound = self.terms.codec.read(self.asgi["headers"])
+        inbound = self.terms.codec.read(self.ours)
         if inbound.malformed:
             malformed = len(inbound.malformed) - self._malformed
             self.terms.counts["malformed_header"] += malformed
         identity = identify(
             inbound.trace,
             span_id=fresh_span_id(),
-            new_trace=fresh_trace_id,
+            new_trace=lambda: self.trace or fresh_trace_id(),
             sample=self.terms.sample,
         )
         return Carried(identity, inbound.stage, inbound.baggage)
@@ -157,18 +161,22 @@ class Exchange(Scope):
         resolved = terms.policy.limits(asgi["path"], asgi.get("method", ""))
         limits = resolved.limits
         now = driver.now()
-        self.arrival = arrival = min(asgi.get("holdfast.arrival", now), now)
-        left, malformed = terms.codec.left(asgi["headers"])
-        if malformed:
-            terms.counts["malformed_header"] += malformed
-            self._malformed = malformed
+        arrival = asgi.get("holdfast.arrival", now)
+        if arrival > now:
+            arrival = now
+        self.arrival = arrival
         budget = limits.request
         if stream or resolved.stream:
             self.streams = True
             budget, self.idle = NEVER, limits.idle
-        if left is not None:
-            self.left = left
-            budget = min(left, budget)
+        self.ours = ours = terms.codec.ours(asgi["headers"])
+        if ours:
+            self.trace = ""
+            budget = min(self._read_left(), budget)
+        else:
+            # Nobody has named it yet, and its response will show the name: so it is given one here,
+            # in time for every thread. All else about who it is waits until somebody asks.
+            self.trace = fresh_trace_id()
         if terms.observing:
             budget = self.idle = NEVER
         self.at = arrival + budget
@@ -194,6 +202,16 @@ class Exchange(Scope):
         if self.idle != NEVER:
             self._watch_idle(now)
         return None
+
+    def _read_left(self) -> Duration:
+        terms = self.terms
+        left, malformed = terms.codec.left(self.ours)
+        if malformed:
+            terms.counts["malformed_header"] += malformed
+            self._malformed = malformed
+        if left is not None:
+            self.left = left
+        return self.left
 
     def caller_is_late(self, cause: Cause) -> bool:
         """Whether what the caller gave is spent, so that another try is in vain for it.

@@ -71,10 +71,18 @@ class HealthPages:
 
     async def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
+        await self.serve(scope, receive, send)
+
+    def serve(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
+        """The same, for servers that do not look for a coroutine function: nothing of ours is on
+        the way of what is handed on."""
         page = self._pages.get(scope.get("path"))
         if page is None or scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif scope["method"] not in ("GET", "HEAD"):
+            return self.app(scope, receive, send)
+        return self._show(page, scope, send)
+
+    async def _show(self, page: _Page, scope: ServerScope, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
             extra = [(b"allow", b"GET, HEAD")]
             await self._answer(scope, send, 405, {"status": "only GET and HEAD"}, extra)
         else:

@@ -123,14 +123,19 @@ class Request(Exchange):
                 named = True
         if not named:
             found.append((_REQUEST_ID, self.echo_id()))
-        if self.terms.timing:
-            found.append((b"server-timing", self._timing()))
+        terms = self.terms
+        if terms.timing:
+            spent = self.touched - self.arrival
+            timing = server_timing(terms.hop, terms.timing, spent, self._ledger)
+            found.append((b"server-timing", timing))
         return found
 
     def echo_id(self) -> bytes:
         """What the response shows as `X-Request-ID`."""
+        if self.trace:
+            return self.trace.encode("ascii")
         if self._given is None:
-            found = self.terms.codec.echo(self.asgi["headers"])
+            found = self.terms.codec.echo(self.ours)
             if found is not None:
                 return found.strip(b" \t")
         return self.given.identity.echo_id.encode("latin-1")

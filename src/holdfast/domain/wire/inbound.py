@@ -122,6 +122,11 @@ class InboundCodec:
         """The codec that settings ask for."""
         return cls(settings.headers, settings.stage_header, settings.trust_stage)
 
+    def ours(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Those of `headers` that say anything to `left`, `echo` or `read`; most often none."""
+        table = self._table
+        return [(name, value) for name, value in headers if name in table]
+
     def left(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Duration | None, int]:
         """Seconds left by the tightest valid header, and how many were malformed.
 
