@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.apps.serving import PATIENCE, Home, Served, everything
 
-__all__ = ["Life", "Stream", "living", "on_asyncio", "sent", "soon"]
+__all__ = ["APP", "Life", "Stream", "living", "on_asyncio", "sent", "soon"]
 
 # `say` writes past the buffers: a process that is killed has said what it said.
 APP = """
@@ -206,6 +206,25 @@ def with_children(app):
         process.wait = lambda process=process: (process.join(20), process.exitcode)[1]
         app.children.append(process)
 
+def with_thread(app):
+    import threading
+    threading.Thread(target=time.sleep, args=(3600,), name="poller").start()
+
+class Stubborn(App):
+    async def get_stubborn(self, scope, receive, send):
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                say("swallowed")
+
+class Raises(App):
+    async def lifespan(self, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise RuntimeError("the flush failed")
+
 class HealthOfItsOwn(App):
     async def get_healthz(self, scope, receive, send):
         await answer(send, 200, b"mine")
@@ -223,6 +242,9 @@ cached_check = App(setup=with_cached_check)
 background = App(setup=with_background)
 children = App(setup=with_children)
 own_health = HealthOfItsOwn()
+threaded = App(setup=with_thread)
+stubborn = Stubborn()
+raises = Raises()
 """
 
 

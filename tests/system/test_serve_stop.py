@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.apps.serving import Home
-from tests.system.stopping import Life, Stream, living, on_asyncio, soon
+from tests.apps.serving import Home, ask
+from tests.system.stopping import APP, Life, Stream, living, on_asyncio, soon
 
 pytestmark = pytest.mark.system
 
@@ -169,6 +176,90 @@ def test_a_thread_that_does_not_return(home: Home) -> None:
             assert b" 503 Service Unavailable" in stuck.rest()
         assert "the process is still there" in served.log()
         assert life.records()[-1]["subject"] == "timed_out"
+
+
+def test_a_handler_that_does_not_let_itself_be_cancelled(home: Home) -> None:
+    with living(home, "stubborn", SHORT) as life, Stream(life, "/stubborn") as stubborn:
+        time.sleep(0.2)
+        assert stop(life) == 4, life.story()
+        assert b" 503 Service Unavailable" in stubborn.rest()
+        assert life.records("drain.step", "abandoned")[0]["data"]["work"] == ["GET /stubborn"]
+        assert life.records()[-1]["data"]["abandoned"] == ["GET /stubborn"]
+        assert "stopped" in life.said()  # the clean-up had its turn all the same
+
+
+def test_a_thread_of_the_application_does_not_hold_the_exit(home: Home) -> None:
+    with living(home, "threaded", SHORT) as life:
+        assert stop(life) == 0, life.story()
+        assert re.search("the process is still there.* and the threads poller", life.served.log())
+
+
+def test_a_shutdown_of_the_application_that_raises(home: Home) -> None:
+    with living(home, "raises", SHORT) as life:
+        assert stop(life) == 0, life.story()
+        log = life.served.log()
+        assert "RuntimeError: the flush failed" in log
+        assert "appears unsupported" not in log
+        assert life.records("component.failed")[0]["subject"] == "application"
+
+
+def test_nobody_reads_what_it_says(home: Home) -> None:
+    """It stands still in the middle of a line, which no signal and no deadline changes."""
+    home.write("hard.py", APP)
+    home.write("holdfast.toml", SHORT)
+    ours, theirs = os.pipe()
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    uds = str(home.runtime / "web.sock")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holdfast.apps.cli", "serve", "hard:plain", "--uds", uds],
+        cwd=home.path, env=home.environment(), stdin=subprocess.DEVNULL, stdout=theirs,
+        stderr=theirs,
+    )  # fmt: skip
+    try:
+        os.close(theirs)
+        assert soon(lambda: os.path.exists(uds) and answers(uds))
+        assert soon(lambda: not answers(uds))  # the pipe is full
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 4
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def answers(uds: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(1)
+        try:
+            sock.connect(uds)
+            return ask(sock, "/wait/0")[0] == 200
+        except OSError:
+            return False
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_whoever_read_what_it_says_is_gone(home: Home, stream: str) -> None:
+    home.write("hard.py", APP)
+    home.write("holdfast.toml", SHORT)
+    uds = str(home.runtime / "web.sock")
+    ours, theirs = os.pipe()
+    with (home.path / "log").open("w") as log:
+        streams: dict[str, Any] = {"stdout": log, "stderr": log, stream: theirs}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "holdfast.apps.cli", "serve", "hard:plain", "--uds", uds],
+            cwd=home.path, env=home.environment(), stdin=subprocess.DEVNULL,
+            stdout=streams["stdout"], stderr=streams["stderr"],
+        )  # fmt: skip
+    try:
+        os.close(theirs)
+        assert soon(lambda: os.path.exists(uds) and answers(uds))
+        os.close(ours)
+        assert answers(uds)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -- what goes on ----------------------------------------------------------------------------------
