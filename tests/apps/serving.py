@@ -91,13 +91,17 @@ class Home:
         return path
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {
-            "PYTHONPATH": str(SOURCE),
-            "XDG_RUNTIME_DIR": str(self.runtime),
-            "XDG_STATE_HOME": str(self.runtime / "state"),
-            "COLUMNS": "200",
-            "NO_COLOR": "1",
-        }
+        state = {"XDG_STATE_HOME": str(self.runtime / "state")}  # unless a test says otherwise
+        return (
+            state
+            | os.environ
+            | {
+                "PYTHONPATH": str(SOURCE),
+                "XDG_RUNTIME_DIR": str(self.runtime),
+                "COLUMNS": "200",
+                "NO_COLOR": "1",
+            }
+        )
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command that ends by itself."""
@@ -114,7 +118,7 @@ class Home:
     @contextmanager
     def serve(self, target: str, *words: str, ready: bool = True) -> Iterator[Served]:
         """A running service; nothing of it is left afterwards."""
-        words = words if "--uds" in words else (*words, "--port", "0")
+        words = words if {"--uds", "--port"} & {*words} else (*words, "--port", "0")
         log = self.path / f"{target.replace(':', '-')}-{time.monotonic_ns()}.log"
         with log.open("w") as output:
             process = subprocess.Popen(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
 __all__ = ["serve"]
+
+
+class Server(StrEnum):
+    """What `--server` may be."""
+
+    UVICORN = "uvicorn"
+    HYPERCORN = "hypercorn"
+    GRANIAN = "granian"
+
 
 _Target: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODULE:ATTR", help="The ASGI application: shop.main:app")
@@ -24,6 +34,10 @@ _Workers: TypeAlias = Annotated[
         envvar="WEB_CONCURRENCY",
         help="Processes that serve; auto for one for each processor that this may use.",
     ),
+]
+_Server: TypeAlias = Annotated[
+    Server,
+    typer.Option(help="What serves; how the others differ is in the documentation."),
 ]
 _Http2: TypeAlias = Annotated[
     bool, typer.Option("--http2", help="Speak HTTP/2 as well; needs holdfast\\[http2].")
@@ -67,6 +81,7 @@ def serve(
     port: _Port = 8000,
     uds: _Uds = "",
     workers: _Workers = "1",
+    server: _Server = Server.UVICORN,
     http2: _Http2 = False,
     ssl_certfile: _SslCertfile = None,
     ssl_keyfile: _SslKeyfile = None,
@@ -102,6 +117,7 @@ def serve(
         reload=reload,
         access_log=access_log,
         admin=admin,
+        server=server.value,
         http2=http2,
         certificate="" if ssl_certfile is None else str(ssl_certfile.absolute()),
         key="" if ssl_keyfile is None else str(ssl_keyfile.absolute()),

@@ -11,7 +11,7 @@ from holdfast.apps.serve.problem import ServeError
 from holdfast.domain.record import Record
 from holdfast.runtime.lifecycle.journal import FileReader, Journal, LogReader, Reader
 
-__all__ = ["journal_of", "log_to_stderr"]
+__all__ = ["journal_of", "log_to_stderr", "timeline_of"]
 
 _log: Final = logging.getLogger("holdfast.serve")
 
@@ -22,15 +22,23 @@ def journal_of(plan: Plan) -> Journal:
     Raises:
         ServeError: the time-line cannot be written.
     """
-    readers: list[Reader] = [_log_own]
-    if plan.timeline:
-        try:
-            readers.append(FileReader(plan.timeline))
-        except OSError as error:
-            raise ServeError(
-                f"--timeline {plan.timeline}: {error.strerror}; name a file that can be appended to"
-            ) from None
-    return Journal(*readers)
+    return Journal(_log_own, *timeline_of(plan))
+
+
+def timeline_of(plan: Plan) -> list[Reader]:
+    """What writes the time-line of the plan; nothing where none is wanted.
+
+    Raises:
+        ServeError: it cannot be written.
+    """
+    if not plan.timeline:
+        return []
+    try:
+        return [FileReader(plan.timeline)]
+    except OSError as error:
+        raise ServeError(
+            f"--timeline {plan.timeline}: {error.strerror}; name a file that can be appended to"
+        ) from None
 
 
 def _log_own(record: Record) -> None:

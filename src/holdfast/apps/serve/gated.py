@@ -16,6 +16,7 @@ from holdfast.adapters.asgi import Gate, Lifespan
 from holdfast.adapters.asgi.types import App
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.problem import ServeError
+from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.settings import StopSettings
 from holdfast.ports.gate import Tell
@@ -43,6 +44,18 @@ class GatedParts:
     application: Lifespan
     server: GatedServer
     gate: Gate
+
+    def announce(self) -> None:
+        """From now on responses say that their connection ends."""
+        self.gate.announce(_nobody_waits)
+
+    def latest(self) -> Instant:
+        """When somebody came last."""
+        return self.gate.look().latest
+
+
+def _nobody_waits() -> None:
+    """No drain is under way."""
 
 
 def gated_parts(

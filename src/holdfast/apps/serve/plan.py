@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from holdfast.apps.serve.problem import ServeError
 from holdfast.runtime.policyfile import PolicyFile, PolicyFileError, find_policy, with_meaning
@@ -26,6 +27,7 @@ class Plan:
         reload: whether to start again when source files change.
         access_log: whether each request is logged.
         admin: whether the operator's socket is open.
+        server: what serves.
         http2: whether HTTP/2 is spoken.
         certificate: path of the certificate chain (PEM), for TLS; empty for none.
         key: path of its private key; empty where that is in the same file.
@@ -46,6 +48,7 @@ class Plan:
     reload: bool = False
     access_log: bool = True
     admin: bool = True
+    server: Literal["uvicorn", "hypercorn", "granian"] = "uvicorn"
     http2: bool = False
     certificate: str = ""
     key: str = ""

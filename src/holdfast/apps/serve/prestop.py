@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.adapters.uvicorn.watch import Watch
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.lifecycle.drain import Begun, Drain, DrainState, DrainTerms, Looked, opening
 from holdfast.runtime.clock import monotonic
@@ -19,13 +18,21 @@ class Prestop:
     What the lame duck has lasted before the stop counts when the stop comes.
 
     Args:
-        watch: of the server; responses say from then on that their connection ends.
+        announce: from then on responses say that their connection ends.
+        latest: says when somebody came last.
         host: becomes unready.
         terms: gives the times of the lame duck.
     """
 
-    def __init__(self, watch: Watch, host: Host, terms: Callable[[], DrainTerms]) -> None:
-        self._watch = watch
+    def __init__(
+        self,
+        announce: Callable[[], None],
+        latest: Callable[[], Instant],
+        host: Host,
+        terms: Callable[[], DrainTerms],
+    ) -> None:
+        self._announce = announce
+        self._latest = latest
         self._host = host
         self._terms = terms
         self._state: DrainState | None = None
@@ -46,11 +53,11 @@ class Prestop:
         before = host.health.gate
         self._state, _ = Drain().step(opening(self._terms()), Begun(NEVER), now)
         host.health.gate = lambda: before() or "a stop was announced"
-        self._watch.announcing = True
+        self._announce()
         host.journal.write("ready.changed", "unready", "a stop was announced", cause="prestop")
 
     def _left(self, now: Instant) -> Duration:
         if self._state is None or self._host.stopping:
             return 0.0
-        state, decided = Drain().step(self._state, Looked(1, self._watch.accepted), now)
+        state, decided = Drain().step(self._state, Looked(1, self._latest()), now)
         return 0.0 if decided else max(0.0, state.look - now)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from holdfast.adapters.uvloop import loop_factory
+from holdfast.apps.serve.chronicle import timeline_of
 from holdfast.apps.serve.listen import remove_uds
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.problem import ServeError
@@ -20,8 +21,7 @@ from holdfast.domain.lifecycle.history import Outcome
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.lastresort import LastResort
-from holdfast.runtime.lifecycle import ExitCode, FileReader, HostTerms, LogReader, Phase
-from holdfast.runtime.lifecycle.journal import Reader
+from holdfast.runtime.lifecycle import ExitCode, HostTerms, LogReader, Phase
 from holdfast.runtime.memory import StopMemory
 from holdfast.runtime.policyfile import PolicyFile
 from holdfast.runtime.reaper import Reaper, is_first
@@ -107,7 +107,12 @@ class ServiceProcess:
         if reaper is not None:
             reaper.start()
         self._service = service = Service(
-            self.plan, file, self.url, sockets, times, readers=self._readers()
+            self.plan,
+            file,
+            self.url,
+            sockets,
+            times,
+            readers=[LogReader(), *timeline_of(self.plan)],
         )
 
         async def remember() -> None:
@@ -120,18 +125,6 @@ class ServiceProcess:
         finally:
             if reaper is not None:
                 reaper.stop()
-
-    def _readers(self) -> list[Reader]:
-        readers: list[Reader] = [LogReader()]
-        if self.plan.timeline:
-            try:
-                readers.append(FileReader(self.plan.timeline))
-            except OSError as error:
-                raise ServeError(
-                    f"--timeline {self.plan.timeline}: {error.strerror}; name a file that can be "
-                    "appended to"
-                ) from None
-        return readers
 
     # -- out of the loop -------------------------------------------------------------------------
 

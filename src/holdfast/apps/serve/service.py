@@ -10,20 +10,19 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 from holdfast.adapters.asgi.health import HealthPages
-from holdfast.adapters.uvicorn import Settings, UvicornApplication, UvicornServer
+from holdfast.adapters.asgi.types import App
+from holdfast.apps.serve.chronicle import log_to_stderr
+from holdfast.apps.serve.direct import DirectParts, direct_parts
+from holdfast.apps.serve.gated import GatedParts, gated_parts
 from holdfast.apps.serve.hosted import Hosted
 from holdfast.apps.serve.operator import Operator, Pages, pages
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.prestop import Prestop
-from holdfast.apps.serve.problem import ServeError
 from holdfast.apps.serve.stopplan import StopPlan
 from holdfast.apps.serve.target import load_target
-from holdfast.domain.errors import UsageError
 from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
@@ -41,8 +40,6 @@ _SHOWN: Final = 200
 """Records that the operator is shown."""
 _RESTART: Final = 1012
 _GOING_AWAY: Final = 1001
-_NOBODY: Final = "-"
-"""A pass phrase for keys that need one: else OpenSSL asks at the terminal, and waits."""
 
 
 class Service:
@@ -92,22 +89,10 @@ class Service:
             journal=Journal(*readers),
             requests=hosted.counts,
         )
-        self._settings = settings = _settings(plan, hosted, self._with_health(file))
-        settings.watch.code = _RESTART if times.settings.returning else _GOING_AWAY
-        application = UvicornApplication(settings)
-        self._prestop = Prestop(settings.watch, host, self._drain_terms)
-        self._server = UvicornServer(
-            settings,
-            application,
-            sockets,
-            self._drain_terms,
-            self._tell,
-            cut=self._cut,
-            shared=shared,
-            last=last,
-        )
-        host.add("application", start=application.start, stop=application.stop)
-        host.add("server", self._server)
+        self._parts = parts = self._put_together(file, sockets)
+        self._prestop = Prestop(parts.announce, parts.latest, host, self._drain_terms)
+        host.add("application", start=parts.application.start, stop=parts.application.stop)
+        host.add("server", parts.server)
         host.on_reload(self._reload)
 
     async def live(
@@ -132,12 +117,44 @@ class Service:
             code = await self.host.run(signals)
         finally:
             operator.close()
-        failure = self._server.failure
+        failure = self._parts.server.failure
         if failure is not None and failure.errno == errno.EADDRINUSE:
             raise failure
         return code
 
-    def _with_health(self, file: PolicyFile) -> HealthPages:
+    def _put_together(
+        self, file: PolicyFile, sockets: list[socket.socket]
+    ) -> DirectParts | GatedParts:
+        plan, stop = self._plan, self._times.settings
+        health = self._with_health(file)
+        if plan.server == "uvicorn":
+            return direct_parts(
+                plan,
+                self._hosted,
+                health(self._hosted).serve,
+                sockets,
+                self._drain_terms,
+                self._tell,
+                returning=stop.returning,
+                cut=self._cut,
+                shared=self._shared,
+                last=self._last,
+            )
+        log_to_stderr()  # uvicorn would have seen to that
+        return gated_parts(
+            plan.server,
+            plan,
+            self._hosted,
+            sockets,
+            self._drain_terms,
+            self._tell,
+            stop=stop,
+            cut=self._cut,
+            around=lambda app: health(app).serve,
+            shared=self._shared,
+        )
+
+    def _with_health(self, file: PolicyFile) -> Callable[[App], HealthPages]:
         host, settings, details = self.host, file.lifecycle.health, file.policy.wire.details
         host.health.cache = settings.cache
         host.health.timeout = settings.check_timeout
@@ -145,8 +162,8 @@ class Service:
         async def report() -> dict[str, Any]:
             return (await host.health.ready()).as_dict()
 
-        return HealthPages(
-            self._hosted,
+        return lambda app: HealthPages(
+            app,
             report,
             settings,
             # The cause names whoever asked for the stop, which is not for everybody.
@@ -173,7 +190,7 @@ class Service:
     def _drain_terms(self) -> DrainTerms:
         by_hand = self.host.cause.startswith("SIGINT") and _has_terminal()
         return self._times.drain_terms(
-            tls=self._settings.is_ssl,
+            tls=bool(self._plan.certificate),
             at_once=by_hand,
             heirs=self._shared and not self._last(),
             waited=self._prestop.lasted(),
@@ -232,39 +249,6 @@ class _Once:
         if record.kind == "ready.changed" and self._host.ready and self._tell is not None:
             tell, self._tell = self._tell, None
             tell()
-
-
-def _settings(plan: Plan, hosted: Hosted, app: HealthPages) -> Settings:
-    try:
-        settings = Settings(
-            app,
-            hosted,
-            http2=plan.http2,
-            access_log=plan.access_log,
-            ssl_certfile=plan.certificate or None,
-            ssl_keyfile=plan.key or None,
-            ssl_keyfile_password=_NOBODY,
-        )
-        settings.load()
-    except UsageError as error:
-        raise ServeError(f"--http2: {error}") from None
-    except OSError as error:  # of files, and of what is in them
-        raise ServeError(_what_is_wrong(plan, error)) from None
-    return settings
-
-
-def _what_is_wrong(plan: Plan, error: OSError) -> str:
-    key = plan.key or plan.certificate
-    with suppress(OSError):
-        if b"ENCRYPTED" in Path(key).read_bytes():
-            return (
-                f"--ssl-certfile {plan.certificate}: the key in {key} needs a pass phrase, and a "
-                f"service has nobody to ask; give one without, as openssl pkey -in {key} writes it"
-            )
-    files = f"--ssl-certfile {plan.certificate}"
-    files += f" with --ssl-keyfile {plan.key}" if plan.key else ""
-    reason = (error.strerror or str(error)).partition(" (_ssl.c")[0]
-    return f"{files}: {reason}; give a certificate and its key, both PEM"
 
 
 def _source(file: PolicyFile) -> str:
