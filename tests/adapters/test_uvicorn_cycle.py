@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -473,6 +474,62 @@ def test_the_access_log_is_that_of_uvicorn(caplog: pytest.LogCaptureFixture) -> 
             asyncio.run(played(REQUESTS["GET"], SCRIPTS["one part"], ours, access_log=True))
         lines.append([r.getMessage() for r in caplog.records if r.name == "uvicorn.access"])
     assert lines[0] == lines[1] == ['10.0.0.1:4000 - "GET /a%20b/c?d=e HTTP/1.1" 200']
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_tasks_of_the_server_are_those_that_run(ours: bool, reset: bool) -> None:
+    mark: ContextVar[str] = ContextVar("mark", default="unset")
+    seen: list[str] = []
+
+    async def main() -> None:
+        mark.set("set")
+        may_end = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(mark.get())
+            for message in SCRIPTS["one part"]:
+                await send(message)
+            await may_end.wait()
+
+        protocol, wire = connected(app, ours, reset_contextvars=reset)
+        protocol.data_received(REQUESTS["GET"])
+        assert len(protocol.tasks) == 1
+        await turns()
+        assert wire.content.endswith(b"ok")
+        (task,) = protocol.tasks
+        assert not task.done()
+        may_end.set()
+        await turns()
+        assert protocol.tasks == set()
+        assert task.done()
+        protocol.connection_lost(None)
+
+    asyncio.run(main())
+    assert seen == ["unset" if reset else "set"]
+
+
+def test_a_task_that_has_ended_when_it_was_made_is_not_kept() -> None:
+    def eager(loop: asyncio.AbstractEventLoop, coro: Any, **_: Any) -> Any:
+        """As `asyncio.eager_task_factory` does, of later versions, for what never waits."""
+        with pytest.raises(StopIteration):
+            coro.send(None)
+        return SimpleNamespace(done=lambda: True, set_name=bool)
+
+    async def main() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            for message in SCRIPTS["one part"]:
+                await send(message)
+
+        protocol, wire = connected(app, True)
+        asyncio.get_running_loop().set_task_factory(eager)
+        protocol.data_received(REQUESTS["GET"])
+        asyncio.get_running_loop().set_task_factory(None)
+        assert wire.content.endswith(b"ok")
+        assert protocol.tasks == set()
+        protocol.connection_lost(None)
+
+    asyncio.run(main())
 
 
 class Timers:

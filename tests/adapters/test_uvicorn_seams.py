@@ -88,6 +88,7 @@ REPLACED = {
         "on_headers_complete": "7e259152e5aade71",
         "on_body": "415b4cef19fba083",
         "on_message_complete": "377f9122ee6f3ab8",
+        "_start_asgi_task": "2ab8b185c1a9b25b",
         "on_response_complete": "5684fd801d0683ac",
         "timeout_keep_alive_handler": "2127de00e7f6b118",
         "connection_lost": "21bb5222b35990e7",

@@ -65,9 +65,10 @@ def fresh_trace_id() -> str:
         return _drawn.pop()
     except IndexError:
         digits = f"{_draw(128 * _AT_A_TIME):0{32 * _AT_A_TIME}x}"
-        ids = (digits[at : at + 32] for at in range(0, len(digits), 32))
-        _drawn.extend(found for found in ids if found != _NO_TRACE_ID)
-        return _drawn.pop()
+        ids = [digits[at : at + 32] for at in range(0, len(digits), 32)]
+        first, *others = (found for found in ids if found != _NO_TRACE_ID)
+        _drawn.extend(others)  # another thread may have taken them all before this one is back
+        return first
 
 
 def fresh_span_id() -> str:

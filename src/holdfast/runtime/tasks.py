@@ -19,7 +19,7 @@ from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode, seconds_of
 from holdfast.runtime.scope import AMBIENT, Scope
 
-__all__ = ["TaskGroup", "aside", "detach", "spawn", "tasks"]
+__all__ = ["TaskGroup", "aside", "detach", "serve", "spawn", "tasks"]
 
 T = TypeVar("T")
 
@@ -314,6 +314,23 @@ def aside(
     _aside.add(task)
     task.add_done_callback(_aside_done)
     return task
+
+
+def serve(
+    coro: Coroutine[Any, Any, T],
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context | None = None,
+) -> asyncio.Task[T]:
+    """Run a request for its server, which keeps it alive, and reports its errors.
+
+    For adapters only.
+
+    Args:
+        coro: the work.
+        loop: of the server.
+        context: variables that it sees; those of the caller by default.
+    """
+    return loop.create_task(coro) if context is None else loop.create_task(coro, context=context)
 
 
 def _aside_done(task: asyncio.Task[Any]) -> None:

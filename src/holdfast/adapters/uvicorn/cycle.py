@@ -35,6 +35,7 @@ class Connection(Protocol):
     access_logger: logging.Logger
     access_log: bool
     server_state: ServerState
+    tasks: set[asyncio.Task[None]]
     expect_100_continue: bool
     watch: Watch
 
@@ -45,6 +46,9 @@ class Connection(Protocol):
 
 class Cycle(RequestResponseCycle):
     """See the module.
+
+    Attributes:
+        task: that answers it; it takes itself out of the tasks of the server.
 
     Args:
         connection: that the request came on.
@@ -73,6 +77,8 @@ class Cycle(RequestResponseCycle):
         self.expected_content_length = 0
         self._server = connection.watch
         self._loop = connection.loop
+        self.tasks = connection.tasks
+        self.task: asyncio.Task[None] | None = None
         self._head = b""
         self._news = False
         self._event: asyncio.Event | None = None
@@ -134,6 +140,9 @@ class Cycle(RequestResponseCycle):
                 await self._give_up()
         finally:
             self.on_response = _nothing  # it holds the connection, which holds this
+            if self.task is not None:
+                self.tasks.discard(self.task)
+                self.task = None
 
     async def _give_up(self) -> None:
         if self.response_started:

@@ -156,6 +156,9 @@ class Drainage:
             self._tell("drain.step", "in_flight", f"{served} requests", in_flight=served)
 
     def _look(self) -> int:
+        for task in [task for task in self._tasks if task.done()]:
+            # It was cancelled before its first step, and could not take itself out.
+            self._tasks.discard(task)
         connected = sum(1 for _ in self._connections())
         if not connected:
             for task in self._tasks:  # work behind a response; nothing else tells of its end

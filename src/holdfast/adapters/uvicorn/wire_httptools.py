@@ -7,6 +7,7 @@ is seldom needed (errors, upgrades, pipelines) stays uvicorn's.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from functools import lru_cache
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -15,7 +16,11 @@ import httptools
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from holdfast.adapters.uvicorn.cycle import Cycle
@@ -25,6 +30,7 @@ from holdfast.adapters.uvicorn.parting import Parting
 from holdfast.adapters.uvicorn.watch import Shared
 from holdfast.domain.instant import NEVER, Instant
 from holdfast.domain.lifecycle.drain import Kind, Line
+from holdfast.runtime.tasks import serve
 
 __all__ = ["GuardedHttpTools"]
 
@@ -97,7 +103,15 @@ class GuardedHttpTools(Parting, HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._came = now = self._now()
         self._idling.since = NEVER
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._take_up()
+        except httptools.HttpParserError:
+            msg = "Invalid HTTP request received."
+            self.logger.warning(msg)
+            self.send_400_response(msg)
+            return
         # Waiting for the rest of the headers, or (as any byte ends the idling, also that of an
         # empty line before a request) for their beginning.
         if self._in_headers or (
@@ -111,6 +125,13 @@ class GuardedHttpTools(Parting, HttpToolsProtocol):
             if self._guard.armed or self.transport.is_closing() or self.flow.read_paused:
                 return
             self._guard.arm(now)
+
+    def _take_up(self) -> None:
+        """The client wants to speak something else."""
+        if self._should_upgrade():
+            self.handle_websocket_upgrade()
+        else:
+            self._unsupported_upgrade_warning()
 
     # -- the request, as the parser calls back ---------------------------------------------------
 
@@ -171,6 +192,15 @@ class GuardedHttpTools(Parting, HttpToolsProtocol):
             self.pipeline.appendleft((cycle, app))
         if self.watch.announcing:
             self.announce()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # The cycle takes its task out of the set by itself: uvicorn has a callback do that, which
+        # is one more turn of the loop for every request.
+        context = Context() if self.config.reset_contextvars else None
+        task = serve(cycle.run_asgi(app), self.loop, context)
+        if not task.done():
+            cast(Cycle, cycle).task = task
+            self.tasks.add(task)
 
     def _application(self) -> Any:
         limit = self.limit_concurrency
