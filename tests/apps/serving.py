@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Home:
         )
 
     @contextmanager
-    def serve(self, target: str, *words: str, ready: bool = True) -> Iterator[Served]:
+    def serve(self, target: str, *words: str, ready: bool = True) -> Generator[Served]:
         """A running service; nothing of it is left afterwards."""
         words = words if {"--uds", "--port"} & {*words} else (*words, "--port", "0")
         log = self.path / f"{target.replace(':', '-')}-{time.monotonic_ns()}.log"

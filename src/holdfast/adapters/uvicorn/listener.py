@@ -47,8 +47,13 @@ class Listener:
             backlog: length of the accept queue.
             tls: for TLS.
             handshake: seconds that a TLS handshake may take.
+
+        Raises:
+            OSError: another process listens there by now.
         """
         loop = asyncio.get_running_loop()
+        # Here, because uvloop does not say that it failed: it would go on with a deaf socket.
+        self._sock.listen(backlog)
         # A copy, since a loop closes what it is given. And apart from what is ambient here: a
         # connection runs in the context in which its listener was opened.
         opened = loop.create_server(
