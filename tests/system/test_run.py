@@ -64,6 +64,12 @@ def normal(): return make()
 def hanging(): return make(hangs=True)
 def failing(): return make(fails=True)
 def dying(): return make(dies=True)
+def block_the_loop():
+    time.sleep(3600)
+def blocking():
+    host = make()
+    host.at_exit(block_the_loop)
+    return host
 def threaded():
     host = make()
     async def block():
@@ -272,3 +278,14 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path) -> None:
         assert err == (
             "holdfast: module 'worker' has no attribute 'zzz'; name the host that it defines\n"
         )
+
+
+def test_a_hook_that_blocks_the_loop_does_not_hold_the_exit(tmp_path: Path) -> None:
+    settings = "[stop]\ngrace = '3s'\nbase = '300ms'\ncleanup = '500ms'\n"
+    with running(tmp_path, "worker:blocking", settings) as worker:
+        worker.wait_for("ready.changed", "ready")
+        worker.send(signal.SIGTERM)
+        code, _, err = worker.end()
+        assert code == 4, err
+        assert "block_the_loop" in worker.wait_for("component.forced", "event loop")["detail"]
+        assert worker.records()[-1]["data"] == {"code": 4}

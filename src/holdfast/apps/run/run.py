@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,22 +15,18 @@ from holdfast.adapters.uvloop import loop_factory
 from holdfast.apps.run.problem import RunError
 from holdfast.apps.run.settings import read_settings, terms_of
 from holdfast.apps.run.target import load_host
-from holdfast.domain.instant import Duration, format_duration
+from holdfast.domain.instant import format_duration
 from holdfast.domain.lifecycle.history import Outcome
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.domain.lifecycle.settings import StopSettings
 from holdfast.runtime.lifecycle import ExitCode, FileReader, Host, HostTerms, LogReader
+from holdfast.runtime.lifecycle.stopguard import StopGuard
 from holdfast.runtime.memory import StopMemory
 from holdfast.runtime.reaper import Reaper, is_first
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
 __all__ = ["Program", "run"]
 
-_LAST: Final[Duration] = 1.0
-"""Seconds that loop and interpreter get to close once the process has stopped.
-
-A thread of the program that never returns would hold them for ever.
-"""
 _SIGNALLED: Final = 128
 
 
@@ -109,13 +104,18 @@ def _live(
     if host.terms == HostTerms():  # else it was given times of its own
         host.terms = terms
 
+    drain, cleanup = host.terms.drain, host.terms.cleanup
+    guard = StopGuard(drain + cleanup, cleanup, stop.grace)
+
     async def begun() -> None:
+        guard.begun()
         await asyncio.to_thread(memory.begun, told)
 
     host.on_stop(begun, name="remember the stop")
 
     async def live() -> ExitCode:
-        door.open(host)
+        guard.watch(host)
+        door.open(guard)
         if reaper is not None:
             reaper.start()
         print(_block(program, host), file=sys.stderr, flush=True)
@@ -124,7 +124,7 @@ def _live(
         finally:
             if reaper is not None:
                 reaper.stop()
-        _leave_within(_LAST, code)
+        guard.stopped(code)
         return code
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -134,37 +134,28 @@ def _live(
 
 
 class _Door:
-    """What signals do while nobody listens to them yet, or any more."""
+    """What signals do while nobody listens to them yet, and while the loop is stuck."""
 
     def __init__(self, meaning: Meanings) -> None:
         self._meaning = meaning
-        self._host: Host | None = None
+        self._guard: StopGuard | None = None
 
-    def open(self, host: Host) -> None:
+    def open(self, guard: StopGuard) -> None:
         """From now on the host listens."""
-        self._host = host
+        self._guard = guard
 
     def heard(self, note: SignalNote) -> None:
-        """While the program is loaded nothing has started, so a stop needs no order."""
-        if self._host is None and self._meaning.get(note.name) is Meaning.STOP:
+        """One signal; in the thread that has read it."""
+        if self._meaning.get(note.name) is not Meaning.STOP:
+            return
+        if self._guard is None:  # the program is loaded: nothing has started
             os._exit(_SIGNALLED + note.number)
+        self._guard.told(note)
 
     def quitting(self, note: SignalNote) -> None:
-        """QUIT ends the process at once: the records say so, because nothing else will."""
-        if self._host is None:
-            return
-        journal, code = self._host.journal, _SIGNALLED + note.number
-        data = {
-            **note.as_dict(),
-            "meaning": str(Meaning.DUMP_AND_EXIT),
-            "before": str(self._host.phase),
-            "after": "stopped",
-        }
-        journal.write("signal.received", note.name, f"from {note.sender}", data=data)
-        journal.write("dump.written", "stacks", "to standard error", cause=note.name)
-        journal.write(
-            "process.ended", "quit", f"exit code {code}", cause=note.name, data={"code": code}
-        )
+        """QUIT ends the process at once."""
+        if self._guard is not None:
+            self._guard.quitting(note)
 
 
 def _outcome(host: Host, code: ExitCode) -> Outcome:
@@ -172,17 +163,6 @@ def _outcome(host: Host, code: ExitCode) -> Outcome:
         return Outcome.FORCED
     cut = any(record.data.get("cut") for record in host.journal.records[-1:])
     return Outcome.TIMED_OUT if cut or code is ExitCode.TIMED_OUT else Outcome.CLEAN
-
-
-def _leave_within(seconds: Duration, code: ExitCode) -> None:
-    def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(int(code))
-
-    timer = threading.Timer(seconds, leave)
-    timer.daemon = True
-    timer.start()
 
 
 class _Plain(logging.StreamHandler):  # type: ignore[type-arg]
