@@ -45,8 +45,11 @@ class LastResort:
         self._tell = tell
         # Its `put` may come in between any two instructions of its own: signal handlers call `by`.
         self._wishes: queue.SimpleQueue[_Wish] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._watch, name="holdfast last resort", daemon=True)
-        thread.start()
+        self._verdict: queue.SimpleQueue[_Wish] = queue.SimpleQueue()
+        self._said = threading.Event()
+        # Both now: an interpreter that shuts down, and waits for threads, starts no others.
+        for work in (self._watch, self._say):
+            threading.Thread(target=work, name="holdfast last resort", daemon=True).start()
 
     def by(self, at: Instant, code: int, why: str) -> None:
         """End the process with `code` at the monotonic instant `at`, should it be there then.
@@ -62,23 +65,26 @@ class LastResort:
         self._wishes.put(_Wish(at, code, why))
 
     def _watch(self) -> None:
-        at, code, why = NEVER, 0, ""
+        at, last = NEVER, _Wish(NEVER, 0, "")
         while True:
             patience = None if at == NEVER else max(0.0, at - monotonic())
             try:
-                wish = self._wishes.get(timeout=patience)
+                last = self._wishes.get(timeout=patience)
             except queue.Empty:
                 break
-            at, code, why = min(at, wish.at), wish.code, wish.why
-        self._end(code, why)
+            at = min(at, last.at)
+        self._verdict.put(last)
+        self._said.wait(_TELLING)
+        os._exit(last.code)
 
-    def _end(self, code: int, why: str) -> None:
-        teller = threading.Thread(target=self._say, args=(code, why), daemon=True)
-        teller.start()
-        teller.join(_TELLING)
-        os._exit(code)
+    def _say(self) -> None:
+        _, code, why = self._verdict.get()
+        try:
+            self._tell_all(code, why)
+        finally:
+            self._said.set()
 
-    def _say(self, code: int, why: str) -> None:
+    def _tell_all(self, code: int, why: str) -> None:
         text = f"{why}, and the process is still there; it ends now, {_held_up()}"
         if self._tell is None or not self._tell(text, code):
             _log.warning("%s", text)
