@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.apps.serving import Home, everything
-from tests.system.stopping import Life, Stream, living, sent
+from tests.system.stopping import APP, Life, Stream, living, sent
 
 pytestmark = pytest.mark.system
 
@@ -120,6 +125,28 @@ def test_while_the_application_is_loaded(home: Home, number: signal.Signals, cod
         served.send(number)
         assert served.process.wait(15) == code, served.log()
     assert number == signal.SIGQUIT or not path.exists()
+
+
+@pytest.mark.parametrize(("target", "code"), [("hard:slow_start", 0), ("slow:app", 129)])
+def test_its_terminal_goes_while_it_starts(home: Home, target: str, code: int) -> None:
+    home.write("hard.py", APP)
+    home.write("slow.py", "import os, time\nos.write(2, b'SAY starting\\n')\ntime.sleep(3600)\n")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "holdfast.apps.cli", "serve", target, "--port", "0"],
+        cwd=home.path, env=home.environment(), stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    try:
+        os.close(theirs)
+        text = b""
+        while b"SAY starting" not in text:
+            text += os.read(ours, 4096)
+        os.close(ours)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -- while it serves -------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from holdfast.apps.serve.chronicle import timeline_of
 from holdfast.apps.serve.listen import remove_uds
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.problem import ServeError
-from holdfast.apps.serve.service import Service
+from holdfast.apps.serve.service import Service, terminal_is_gone
 from holdfast.apps.serve.stopplan import StopPlan, memory_of, stop_plan
+from holdfast.domain.errors import UsageError
+from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.history import Outcome
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
 from holdfast.runtime.lifecycle import ExitCode, LogReader
@@ -32,6 +34,7 @@ _OUTCOMES: Final = {
     ExitCode.FORCED: Outcome.FORCED,
 }
 _SIGNALLED: Final = 128
+_SOON: Final[Duration] = 0.05
 
 
 def outcome_of(code: ExitCode) -> Outcome:
@@ -54,6 +57,7 @@ class ServiceProcess:
         self._ready = ready
         self._service: Service | None = None
         self._meant: Meanings = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run_reloaded(self, sockets: list[socket.socket] | None) -> None:
         """`run` in a process that a reloader has started."""
@@ -103,6 +107,7 @@ class ServiceProcess:
         reaper = Reaper() if is_first() else None
         if reaper is not None:
             reaper.start()
+        self._loop = asyncio.get_running_loop()
         self._service = service = Service(
             self.plan,
             file,
@@ -128,7 +133,9 @@ class ServiceProcess:
 
     def _heard(self, note: SignalNote) -> None:
         """One signal; in the thread that has read it, also while the loop is stuck."""
-        if self._meant.get(note.name) is not Meaning.STOP:
+        meaning = self._meant.get(note.name)
+        hung_up = meaning is Meaning.RELOAD and terminal_is_gone()
+        if meaning is not Meaning.STOP and not hung_up:
             return
         if self._service is None:
             # The application is being loaded: nothing has started, so a stop needs no order, and
@@ -136,4 +143,14 @@ class ServiceProcess:
             if self.plan.uds and not self.plan.reload:
                 remove_uds(self.plan.uds)
             os._exit(_SIGNALLED + note.number)
-        self._guard.told(note)
+        if not hung_up:
+            self._guard.told(note)
+        elif self._loop is not None:  # a host that is not up yet has nothing to reload
+            self._loop.call_soon_threadsafe(self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self._service is not None and self._loop is not None:
+            try:
+                self._service.host.stop("the terminal is gone", by="SIGHUP")
+            except UsageError:  # it is about to start
+                self._loop.call_later(_SOON, self._hang_up)

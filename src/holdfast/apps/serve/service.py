@@ -33,7 +33,7 @@ from holdfast.runtime.lifecycle.audit import SignalSource
 from holdfast.runtime.lifecycle.journal import Reader
 from holdfast.runtime.policyfile import PolicyFile
 
-__all__ = ["Service"]
+__all__ = ["Service", "terminal_is_gone"]
 
 _log: Final = logging.getLogger("holdfast.serve")
 _SHOWN: Final = 200
@@ -197,7 +197,7 @@ class Service:
         )
 
     def _reload(self) -> None:
-        if _STARTED_AT_TERMINAL and not _has_terminal():
+        if terminal_is_gone():
             self.host.stop("the terminal is gone", by="SIGHUP")
             return
         file, before = self._plan.read(), self._hosted.file.lifecycle
@@ -263,3 +263,8 @@ def _has_terminal() -> bool:
 
 
 _STARTED_AT_TERMINAL: Final = _has_terminal()
+
+
+def terminal_is_gone() -> bool:
+    """Whether it was started at a terminal that is there no more."""
+    return _STARTED_AT_TERMINAL and not _has_terminal()
