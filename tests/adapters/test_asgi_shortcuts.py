@@ -58,9 +58,9 @@ def test_trace_ids_are_drawn_many_at_a_time_and_never_twice() -> None:
 )
 def test_only_what_is_ours_is_read(headers: Headers) -> None:
     codec = InboundCodec()
-    ours = codec.ours(headers)
+    left, malformed, ours = codec.glance(headers)
     assert codec.read(ours) == codec.read(headers)
-    assert codec.left(ours) == codec.left(headers)
+    assert codec.glance(ours) == (left, malformed, ours)
     assert codec.echo(ours) == codec.echo(headers)
     assert bool(ours) == (len(headers) > 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -60,12 +61,15 @@ def test_a_stage_is_not_believed_unless_asked_to() -> None:
         ([(BUDGET, b"x"), (b"grpc-timeout", b"1S")], 1.0, 1),
     ],
 )
-def test_left_is_what_read_says(
+def test_a_glance_sees_what_read_says(
     headers: list[tuple[bytes, bytes]], left: float | None, malformed: int
 ) -> None:
     codec = InboundCodec()
+    seen, wrong, ours = codec.glance(headers)
+    assert (seen, wrong) == (math.inf if left is None else left, malformed)
     assert codec.left(headers) == (left, malformed)
     assert codec.read(headers).left == left
+    assert codec.read(ours) == codec.read(headers)
     assert len(codec.read(headers).malformed) == malformed
 
 

@@ -191,6 +191,10 @@ class HostedNode(Node):
         Scopes below that had no tighter one follow.
         """
         self.at = self.wish = NEVER
+        if self.parent is not None and not self.settled and not self.children:
+            # Nobody has looked at it yet, neither the timers nor a child.
+            self.limit, self.tightens = self.parent.limit, False
+            return
         self.retime(self.parent.limit if self.parent is not None else NEVER, False)
         for node in tuple(self.children or ()):
             if isinstance(node, HostedNode):

@@ -169,14 +169,15 @@ class Exchange(Scope):
         if stream or resolved.stream:
             self.streams = True
             budget, self.idle = NEVER, limits.idle
-        self.ours = ours = terms.codec.ours(asgi["headers"])
-        if ours:
-            self.trace = ""
-            budget = min(self._read_left(), budget)
-        else:
-            # Nobody has named it yet, and its response will show the name: so it is given one here,
-            # in time for every thread. All else about who it is waits until somebody asks.
-            self.trace = fresh_trace_id()
+        self.left, malformed, self.ours = terms.codec.glance(asgi["headers"])
+        # Where nobody has named it yet, it is given a name here, as its response will show one, and
+        # in time for every thread. All else about who it is waits until somebody asks.
+        self.trace = "" if self.ours else fresh_trace_id()
+        if self.left < budget:
+            budget = self.left
+        if malformed:
+            self._malformed = malformed
+            terms.counts["malformed_header"] += malformed
         if terms.observing:
             budget = self.idle = NEVER
         self.at = arrival + budget
@@ -202,16 +203,6 @@ class Exchange(Scope):
         if self.idle != NEVER:
             self._watch_idle(now)
         return None
-
-    def _read_left(self) -> Duration:
-        terms = self.terms
-        left, malformed = terms.codec.left(self.ours)
-        if malformed:
-            terms.counts["malformed_header"] += malformed
-            self._malformed = malformed
-        if left is not None:
-            self.left = left
-        return self.left
 
     def caller_is_late(self, cause: Cause) -> bool:
         """Whether what the caller gave is spent, so that another try is in vain for it.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from holdfast.domain.context import NOBODY, Identity
-from holdfast.domain.instant import Duration
+from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.wire.baggage import NO_BAGGAGE, format_baggage, parse_baggage
 from holdfast.domain.wire.budget import DEFAULT_HEADERS, BudgetHeaders, Decode, decoder, outbound
 from holdfast.domain.wire.settings import WireSettings
@@ -122,28 +122,35 @@ class InboundCodec:
         """The codec that settings ask for."""
         return cls(settings.headers, settings.stage_header, settings.trust_stage)
 
-    def ours(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """Those of `headers` that say anything to `left`, `echo` or `read`; most often none."""
-        table = self._table
-        return [(name, value) for name, value in headers if name in table]
-
     def left(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Duration | None, int]:
-        """Seconds left by the tightest valid header, and how many were malformed.
+        """Seconds left by the tightest valid header, and how many were malformed."""
+        left, malformed, _ = self.glance(headers)
+        return None if left == NEVER else left, malformed
 
-        The part of `read` that every request needs before its work begins; the rest can wait until
-        somebody asks who the request is.
+    def glance(
+        self, headers: Iterable[tuple[bytes, bytes]]
+    ) -> tuple[Duration, int, list[tuple[bytes, bytes]]]:
+        """Seconds left by the tightest valid header (infinite without one), how many of these were
+        malformed, and the headers that `read` or `echo` would look at: most often none.
+
+        It is what every request needs before its work begins; the rest can wait until somebody asks
+        who the request is.
         """
-        plain = self._plain
-        left: Duration | None = None
+        table, plain = self._table, self._plain
+        ours: list[tuple[bytes, bytes]] = []
+        left = NEVER
         malformed = 0
-        for name, value in headers:
-            if name in plain:
-                seconds = plain[name](value)
-                if seconds is None:
-                    malformed += 1
-                elif left is None or seconds < left:
-                    left = seconds
-        return left, malformed
+        for header in headers:
+            name = header[0]
+            if name in table:
+                ours.append(header)
+                if name in plain:
+                    seconds = plain[name](header[1])
+                    if seconds is None:
+                        malformed += 1
+                    elif seconds < left:
+                        left = seconds
+        return left, malformed, ours
 
     @staticmethod
     def echo(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
