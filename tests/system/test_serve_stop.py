@@ -157,7 +157,7 @@ def test_a_request_that_never_ends_and_is_served_bare(home: Home) -> None:
         time.sleep(0.2)
         assert stop(life) == 4, life.story()
         assert b" 500 Internal Server Error" in hang.rest()
-        assert life.said()[2:] == ["cancelled CancelledError unknown", "stopping", "stopped"]
+        assert life.said()[2:] == ["cancelled CancelledError shutdown", "stopping", "stopped"]
         assert not life.records("component.forced")
         assert life.verdict().endswith("; 0 requests finished, 1 cut")
 

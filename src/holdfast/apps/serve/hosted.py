@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable
-from typing import Any, Final
+from typing import Final
 
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
 from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy, ServicePolicy
 from holdfast.domain.policy.route import Limits, overridden
+from holdfast.runtime.ambient import scope
 from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["Hosted", "drain_limit", "longest_request", "own_limits"]
 
 _LONGEST_DRAIN: Final = 30.0
 _UNWINDING: Final = 1.0
+_LONGEST_NAME: Final = 128
 
 
 def own_limits(policy: Policy) -> Limits:
@@ -50,14 +51,13 @@ def drain_limit(policy: Policy) -> int:
 class Hosted:
     """An ASGI application under a policy.
 
-    With the mode `off` the application is served bare: nothing of ours is on its way.
+    With the mode `off` the application is served bare: it has a name in the tree, and no limit.
     """
 
-    __slots__ = ("_bare", "_entry", "bare", "file", "guarded", "header", "observed")
+    __slots__ = ("_entry", "bare", "file", "guarded", "header", "observed")
 
     def __init__(self, app: App, file: PolicyFile) -> None:
         self.bare = app
-        self._bare: set[asyncio.Task[Any]] = set()
         self.guarded = HoldfastMiddleware(app, policy=file.policy)
         self.use(file)
 
@@ -74,12 +74,6 @@ class Hosted:
             self.header = math.inf
         self._entry: App = self._serve_bare if policy.mode == "off" else self.guarded
 
-    def cut(self) -> None:
-        """End what is served bare: no scope reaches it."""
-        for task in tuple(self._bare):
-            task.cancel("the process is shutting down")
-        self.counts["turned_away"] += len(self._bare)
-
     @property
     def service(self) -> str:
         """Name of this hop in what is answered."""
@@ -93,10 +87,12 @@ class Hosted:
     def __call__(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
         return self._entry(scope, receive, send)
 
-    def _serve_bare(self, scope: ServerScope, receive: Receive, send: Send) -> Awaitable[None]:
-        task = asyncio.current_task()
-        if task is not None and scope["type"] != "lifespan":
-            self._bare.add(task)
-            task.add_done_callback(self._bare.discard)
-        served: Awaitable[None] = self.bare(scope, receive, send)
-        return served
+    async def _serve_bare(self, asgi: ServerScope, receive: Receive, send: Send) -> None:
+        if asgi["type"] == "lifespan":
+            await self.bare(asgi, receive, send)
+            return
+        # A name in the tree, and nothing else: so that hooks at its end and detached work know what
+        # they belong to, and a stop can cut it.
+        name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
+        async with scope(name if name.isprintable() else "request"):
+            await self.bare(asgi, receive, send)

@@ -136,7 +136,7 @@ class Service:
                 self._drain_terms,
                 self._tell,
                 returning=stop.returning,
-                cut=self._cut,
+                cut=self.host.cut,
                 shared=self._shared,
                 last=self._last,
             )
@@ -149,7 +149,7 @@ class Service:
             self._drain_terms,
             self._tell,
             stop=stop,
-            cut=self._cut,
+            cut=self.host.cut,
             around=lambda app: health(app).serve,
             shared=self._shared,
         )
@@ -182,10 +182,6 @@ class Service:
 
     def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
         self.host.journal.write(kind, subject, detail, data=data)
-
-    def _cut(self) -> None:
-        self.host.cut()
-        self._hosted.cut()
 
     def _drain_terms(self) -> DrainTerms:
         by_hand = self.host.cause.startswith("SIGINT") and _has_terminal()
