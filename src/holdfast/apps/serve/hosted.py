@@ -9,6 +9,7 @@ from typing import Final
 
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
+from holdfast.domain.errors import Cancelled
 from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy, ServicePolicy
 from holdfast.domain.policy.route import Limits, overridden
@@ -94,5 +95,9 @@ class Hosted:
         # A name in the tree, and nothing else: so that hooks at its end and detached work know what
         # they belong to, and a stop can cut it.
         name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
-        async with scope(name if name.isprintable() else "request"):
-            await self.bare(asgi, receive, send)
+        try:
+            async with scope(name if name.isprintable() else "request"):
+                await self.bare(asgi, receive, send)
+        except Cancelled:
+            self.counts["turned_away"] += 1  # the server answers for it
+            raise
