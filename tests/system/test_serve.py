@@ -219,6 +219,20 @@ def test_reload_starts_serves_and_stops(home: Home) -> None:
         assert all(gone(pid) for pid in (worker, *rest))
 
 
+@pytest.mark.parametrize(("said", "workers"), [("auto", None), ("", 0), ("2", 2)])
+def test_the_number_of_workers_may_come_from_the_platform(
+    home: Home, monkeypatch: pytest.MonkeyPatch, said: str, workers: int | None
+) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", said)
+    with home.serve("plain:app") as served:
+        served.wait_for("phase.entered running|worker.ready")
+        assert served.get("/x")[0] == 200
+        if workers is not None:
+            assert ("supervised by" in served.log()) is bool(workers)
+        assert served.stop(signal.SIGTERM) == 0
+    assert home.run("serve", "plain:app", "--workers", "many").returncode == 2
+
+
 @pytest.mark.parametrize("words", [(), ("--workers", "2")])
 def test_it_ends_with_its_terminal(home: Home, words: tuple[str, ...]) -> None:
     ours, theirs = pty.openpty()

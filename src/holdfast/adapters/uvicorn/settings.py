@@ -74,4 +74,5 @@ class Settings(Config):
         self.watch = Watch()
         options.setdefault("log_config", _logging())
         options.setdefault("interface", "asgi3")
+        options.setdefault("workers", 1)  # else uvicorn reads a variable that may say `auto`
         super().__init__(app, http=_http(http2), ws=_websocket(), **options)

@@ -129,6 +129,8 @@ def serve(
 
 
 def _workers(wish: str) -> int:
+    if not wish:  # a variable that is set to nothing
+        return 1
     if wish == "auto":
         from holdfast.domain.lifecycle.quota import workers_for
         from holdfast.runtime.cgroup import read_quota
