@@ -6,6 +6,7 @@
     stdlib   the domain imports the standard library and itself, nothing else
     port     a Protocol in `holdfast.ports` has at most four methods
     export   what a module imports from another of ours is in the `__all__` of that one
+    heading  a page of the documentation has no heading twice: half of it would be a copy
 
 Run it without arguments: it prints `file:line: rule: what to do` and exits with 1 if there
 is anything to print.
@@ -133,6 +134,17 @@ def check_export(tree: ast.Module) -> Iterator[Breach]:
                 )
 
 
+def check_page(text: str) -> Iterator[Breach]:
+    seen: set[str] = set()
+    fenced = False
+    for number, line in enumerate(text.splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        if line.startswith("## ") and not fenced:
+            if line in seen:
+                yield Breach(number, "heading", f"{line!r} is on this page already")
+            seen.add(line)
+
+
 def check_file(path: Path) -> list[Breach]:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text, filename=str(path))
@@ -157,6 +169,10 @@ def main() -> int:
         for breach in check_file(path):
             found += 1
             print(f"{path}:{breach.line}: {breach.rule}: {breach.text}")
+    for page in sorted(Path("docs").rglob("*.md")):
+        for breach in check_page(page.read_text(encoding="utf-8")):
+            found += 1
+            print(f"{page}:{breach.line}: {breach.rule}: {breach.text}")
     return 1 if found else 0
 
 
