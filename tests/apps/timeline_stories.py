@@ -65,6 +65,13 @@ def told(tell: Tell, at: float, **data: Any) -> None:
     tell(at + 0.0006, "ready.changed", "unready", "the stop has begun", "SIGTERM")
 
 
+def ordered(tell: Tell, at: float, cause: str) -> None:
+    """As a worker stops: its supervisor says so, and no signal comes."""
+    tell(at, "phase.entered", "terminating", "", cause)
+    tell(at + 0.0001, "ready.changed", "unready", ready=False)
+    tell(at + 0.0002, "stop.begun", "shop", "", cause, until=at + 11.0, end=at + 16.0)
+
+
 def asked(tell: Tell, at: float, *names: str) -> None:
     for number, name in enumerate(names):
         tell(at + 0.0002 * number, "shutdown.requested", name, "by the drain deadline")
@@ -205,27 +212,31 @@ def roll() -> Book:
     """Four workers replaced new before old on SIGHUP; one of the old ones is killed."""
     book = Book()
     boss = book.process(100)
-    boss(10.0, "process.started", "shop", "holdfast 0.2.0", service="shop", role="supervisor")
-    boss(10.0, "phase.entered", "running")
+
+    def worker(at: float, kind: str, pid: int, detail: str = "", **data: Any) -> None:
+        told = {"generation": pid // 200, "pid": pid, "slot": pid % 100 - 1}
+        boss(at, kind, f"worker {pid}", detail, **told, **data)
+
+    boss(10.0, "process.started", "shop", role="supervisor")
     for number in range(4):
         pid = 101 + number
-        boss(10.1 + number / 50, "worker.started", f"worker {number}", "", pid=pid)
+        worker(10.1 + number / 50, "worker.started", pid)
         begin(book.process(pid), 10.3 + number / 50, components=("http",), role="worker")
-        boss(10.8 + number / 50, "worker.ready", f"worker {number}", "", pid=pid)
+        worker(10.8 + number / 50, "worker.ready", pid, "after 700 ms")
     hup = 3610.0
     boss(
-        hup, "signal.received", "SIGHUP", "sent by kill()", meaning="reload",
-        sender="process 90 (deploy.sh) of user 1000",
+        hup, "signal.received", "SIGHUP", "from process 90 (deploy.sh) of user 1000",
+        signal="SIGHUP", sender="process 90 (deploy.sh) of user 1000",
     )  # fmt: skip
-    boss(hup + 0.01, "config.reloaded", "holdfast.toml", "2 limits changed")
     for number in range(4):
         old, new = 101 + number, 201 + number
         began = hup + 0.1 + 1.9 * number
-        boss(began, "worker.started", f"worker {number}", "takes over", pid=new)
+        worker(began, "worker.started", new)
         begin(book.process(new), began + 0.2, components=("http",), role="worker")
-        boss(began + 0.7, "worker.ready", f"worker {number}", "", pid=new)
+        worker(began + 0.7, "worker.ready", new, "after 700 ms")
+        worker(began + 0.71, "shutdown.requested", old)
         tell = book.process(old)
-        told(tell, began + 0.72, sender="process 100 (holdfast) of user 1000")
+        ordered(tell, began + 0.72, "another worker takes its place")
         asked(tell, began + 0.721, "http")
         tell(began + 0.722, "drain.step", "announce", "20 connections, 14 requests in flight",
              connections=20, in_flight=14)  # fmt: skip
@@ -234,12 +245,13 @@ def roll() -> Book:
         tell(began + 0.8, "drain.step", "lame_duck_over", "another process accepts")
         tell(began + 0.81, "drain.step", "listener_closed", "it is shared", taken=0, in_flight=6)
         if number == 2:
-            boss(began + 1.2, "worker.died", "worker 2", "killed by SIGKILL", pid=old, signal=9)
+            worker(began + 1.2, "worker.died", old, "killed by SIGKILL after 490 ms", signal=9)
             continue
         tell(began + 1.75, "drain.step", "done", "nothing is open any more", left=0, finished=14)
         tell(began + 1.76, "component.stopped", "http", "in 1.04 s")
         end(tell, began + 1.78, 0, requests={"served": 312_000 + number}, leaked=0)
-        boss(began + 1.82, "worker.retired", f"worker {number}", "", pid=old, code=0)
+        worker(began + 1.82, "worker.retired", old, "ended with exit code 0 after 1.11 s", code=0)
+    boss(hup + 7.63, "config.reloaded", "", "every worker is a new one", generation=1)
     return book
 
 

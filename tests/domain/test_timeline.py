@@ -199,6 +199,30 @@ def test_a_supervisor_and_its_workers_are_one_run() -> None:
     assert timeline.tone is Tone.BAD
 
 
+def test_the_workers_of_a_supervisor_end_as_it_says() -> None:
+    def worker(at: float, kind: str, pid: int, detail: str = "", **data: object) -> Record:
+        told = {"pid": pid, **data}
+        return Record(at, kind, f"worker {pid}", detail, wall=WALL + at, pid=1, data=told)
+
+    story = one(
+        rec(1.0, "process.started", pid=1, role="supervisor"),
+        *(worker(1.1, "worker.started", pid) for pid in (6, 7, 8, 9)),
+        worker(9.0, "worker.died", 6, "killed by SIGKILL", signal=9),  # was replaced
+        rec(20.0, "stop.begun", pid=1),
+        *(worker(20.1, "shutdown.requested", pid) for pid in (7, 8, 9)),
+        worker(21.0, "worker.retired", 7, "ended with exit code 0", code=0),
+        worker(22.0, "worker.died", 8, "killed by SIGSEGV", signal=11),
+        worker(23.0, "component.forced", 9, "killed: not gone after 3 s"),
+        worker(23.1, "worker.died", 9, "killed by SIGKILL", signal=9),
+        rec(23.2, "process.ended", pid=1, code=6),
+    )
+    assert [(lane.name, lane.fate, lane.ended) for lane in story.lanes] == [
+        ("worker 7", Fate.STOPPED, 1.0),
+        ("worker 8", Fate.DIED, 2.0),
+        ("worker 9", Fate.FORCED, 3.1),
+    ]
+
+
 def test_a_number_that_is_used_again_is_another_run() -> None:
     again = [Record(r.at + 100, r.kind, r.subject, wall=r.wall + 100, pid=r.pid, data=r.data)
              for r in (*BEGUN, *TOLD)]  # fmt: skip

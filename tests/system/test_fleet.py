@@ -439,3 +439,5 @@ def test_one_time_line_tells_of_all(home: Home) -> None:
     shown = home.run("timeline", str(path))
     assert shown.returncode == 0, shown.stderr
     assert all(str(pid) in shown.stdout for pid in (served.pid, *workers))
+    assert "had not stopped" not in shown.stdout
+    assert shown.stdout.startswith("Clean stop in ")

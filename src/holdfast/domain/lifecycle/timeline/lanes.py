@@ -1,4 +1,4 @@
-"""The lives of the components of one process."""
+"""The lives of the components of one process; those of a supervisor are its workers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _ENDS: Final = {
     "component.failed": Fate.FAILED,
     "component.died": Fate.DIED,
     "component.forced": Fate.FORCED,
+    "worker.retired": Fate.STOPPED,
+    "worker.died": Fate.DIED,
 }
 _WORSE: Final = (Fate.UP, Fate.STOPPED, Fate.FAILED, Fate.DIED, Fate.FORCED)
 
@@ -31,12 +33,15 @@ def lanes_of(marks: Iterable[Mark], last: Instant, *, over: bool) -> tuple[Lane,
     lanes: dict[str, Lane] = {}
     for mark in marks:
         for name in _names(mark):
-            lanes[name] = _next(lanes.get(name) or Lane(name), mark)
+            # A worker has a lane from when it was asked to stop: one that died before that has been
+            # replaced, and says nothing about the stop.
+            if name in lanes or not mark.kind.startswith("worker."):
+                lanes[name] = _next(lanes.get(name) or Lane(name), mark)
     return tuple(_closed(lane, last, over) for lane in lanes.values())
 
 
 def _names(mark: Mark) -> list[str]:
-    if not mark.kind.startswith(("component.", "shutdown.")):
+    if not (mark.kind.startswith(("component.", "shutdown.")) or mark.kind in _ENDS):
         return []
     if mark.subject:
         return [mark.subject]
