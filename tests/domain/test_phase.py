@@ -161,6 +161,21 @@ def test_causes_name_the_component() -> None:
         assert after(*events).cause == cause
 
 
+@pytest.mark.parametrize(
+    ("event", "brief"),
+    [
+        (StopAsked("SIGTERM", "from process 812 (bash) of user 1000"), "SIGTERM"),
+        (StopAsked("SIGTERM from process 812 (bash) of user 1000"), "SIGTERM"),
+        (StopAsked("the program", "maintenance for customer 7"), "the program"),
+        (StopAsked("the supervisor is gone"), "the supervisor is gone"),
+        (Died("db", "ConnectionError: postgres://me:secret@db"), "component 'db' died"),
+    ],
+)
+def test_the_brief_cause_names_no_sender_and_no_error(event: Any, brief: str) -> None:
+    assert after(Started()).brief == ""
+    assert after(Started(), event).brief == brief
+
+
 def test_the_first_cause_wins() -> None:
     state = after(Started(), StopAsked("first"), Died("db", "x"), StartFailed("y", "z"))
     assert state.cause == "first"

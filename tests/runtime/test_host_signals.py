@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import pytest
 
+import holdfast
 from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meanings, meanings
 from holdfast.runtime.lifecycle import ExitCode, Host
 from holdfast.runtime.signals import Signals
@@ -80,6 +82,40 @@ async def test_a_signal_that_means_stop_stops_and_says_who_sent_it(name: str) ->
     kinds = [r.kind for r in host.journal.records]
     assert kinds.index("signal.received") < kinds.index("stop.begun")
     no_breach()
+
+
+async def test_who_sent_it_is_for_the_journal_and_in_no_cause_that_leaves_the_process() -> None:
+    signals, found = Fake(), list[str]()
+
+    class Server(Thing):
+        async def start(self) -> None:
+            await super().start()
+            self.task = asyncio.create_task(self.serve())
+
+        async def serve(self) -> None:
+            try:
+                async with holdfast.timeout(3600, name="request"):
+                    await forever()
+            except holdfast.ScopeEnded as error:
+                found.append(error.cause.line())
+
+        async def stop(self, deadline: float) -> None:
+            await super().stop(deadline)
+            await asyncio.wait([self.task])
+
+    thing = Server("web", [])
+    host = host_of(thing)
+    later(5, signals.send, "SIGTERM")
+    later(7, signals.send, "SIGTERM")
+    assert await host.run(signals) is ExitCode.FORCED
+    causes = [thing.requests[0].cause.line(), *found]
+    assert len(causes) == 2
+    for text in causes:
+        assert "SIGTERM" in text
+        assert not {"812", "bash", "1000"} & set(re.findall(r"\w+", text))
+    assert host.brief == "SIGTERM"
+    (begun,) = records(host, "stop.begun")
+    assert begun.cause == host.cause == "SIGTERM: from process 812 (bash) of user 1000"
 
 
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])

@@ -145,6 +145,11 @@ def test_a_request_that_never_ends(home: Home, mode: str, loop: str) -> None:
         problem = json.loads(body)
         assert (problem["kind"], problem["status"]) == ("shutdown", 503)
         assert problem["type"] == "urn:holdfast:problem:shutting-down"
+        told = f"{head.decode()}\n{body.decode()}"
+        assert "SIGTERM" in told
+        assert "from process" not in told
+        assert not re.search(rf"\b{os.getpid()}\b|of user|python|pytest", told)
+        assert f"from process {os.getpid()} " in life.records("stop.begun")[0]["cause"]
         assert life.said()[2:] == ["cancelled CancelledError shutdown", "stopping", "stopped"]
         (cut,) = life.records("drain.cut")
         assert [work["scope"] for work in cut["data"]["work"]] == ["GET /hang"]

@@ -166,8 +166,8 @@ class Service:
             app,
             report,
             settings,
-            # The cause names whoever asked for the stop, which is not for everybody.
-            stopping=lambda: host.cause if details or not host.cause else str(host.phase),
+            # In brief: who sent the signal is nobody's business out there, details or not.
+            stopping=lambda: host.brief if details or not host.brief else str(host.phase),
             retry_after=file.lifecycle.stop.retry_after,
             details=details,
         )

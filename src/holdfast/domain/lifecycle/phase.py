@@ -16,7 +16,7 @@ Rule 3. The first cause wins. What happens later is noted by the driver, and cha
 Rule 4. The time of a stop is shared out when it begins: work has until the drain deadline, and
         clean-up has its reserve behind that. Nothing later moves either of them outwards.
 Rule 5. Asked again while it stops is force. The first force cuts what is under way and leaves
-        clean-up a moment; another one gives clean-up up as well.
+        clean-up a moment. Force during clean-up, be it the first or another, gives that up at once.
 Rule 6. The exit code says why the process ended, where nobody told it to; else how the stop went.
 
 A machine (see `domain.machine`): it decides, the host performs and reports back.
@@ -281,6 +281,11 @@ class Life:
     abandoned: bool = False
 
     @property
+    def brief(self) -> str:
+        """The cause without who sent it and what went wrong inside: what anybody may be told."""
+        return self.cause.partition(": ")[0].partition(" from ")[0]
+
+    @property
     def code(self) -> ExitCode:
         """The exit code, as far as it is known by now."""
         if self.why is not ExitCode.CLEAN:
@@ -335,7 +340,8 @@ class Lifecycle:
                 cause = f"component '{component}' died: {why}"
                 return self._stop(state, now, cause, ExitCode.COMPONENT_DIED)
             case StopAsked(by, detail), Phase.INITIALIZING | Phase.RUNNING:
-                return self._stop(state, now, _asked(by, detail), ExitCode.CLEAN)
+                cause = f"{by}: {detail}" if detail else by
+                return self._stop(state, now, cause, ExitCode.CLEAN)
             case StopAsked(), Phase.TERMINATING | Phase.DRAINING:
                 return self._force(state, now)
             case LimitPassed(), Phase.TERMINATING | Phase.DRAINING:
@@ -390,7 +396,3 @@ class Lifecycle:
         state = replace(state, late=state.late or late > 0)
         ending = Exit(state.code, _OUTCOMES[state.code])
         return self._enter(state, Phase.STOPPED, now, state.cause, ending)
-
-
-def _asked(by: str, detail: str) -> str:
-    return f"{by}: {detail}" if detail else by

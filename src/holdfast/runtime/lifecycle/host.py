@@ -148,8 +148,13 @@ class Host:
 
     @property
     def cause(self) -> str:
-        """Why the stop began, in one line; empty before it does."""
+        """Why the stop began, in one line, with who asked for it: for logs, not for clients."""
         return self._process.life.cause
+
+    @property
+    def brief(self) -> str:
+        """The cause without who asked and without errors, for everybody; empty until it begins."""
+        return self._process.life.brief
 
     @property
     def code(self) -> ExitCode:

@@ -204,11 +204,11 @@ class Process:
     # -- cutting ---------------------------------------------------------------------------------
 
     def cause(self, detail: str = "") -> Cause:
-        """Why work is cancelled that the stop does not wait for."""
+        """Why work is cancelled that the stop does not wait for; clients are told, so in brief."""
         now = self.driver.now()
         root = self.driver.root
         budget = root.limit - self.life.entered_at
-        text = "; ".join(part for part in (self.life.cause, detail) if part)
+        text = "; ".join(part for part in (self.life.brief, detail) if part)
         return Cause(
             CauseKind.SHUTDOWN, "process", self.name, now, budget, now - self.life.entered_at, text
         )
