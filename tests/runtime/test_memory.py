@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,84 @@ def test_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert place_of_memories() == tmp_path / ".local" / "state" / "holdfast"
     monkeypatch.setenv("HOME", "")
     assert place_of_memories().is_absolute()
+
+
+# -- without a home --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default place of a user without a home, under a directory that others may write to."""
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = place_of_memories()
+    assert place == tmp_path / f"holdfast-state-{os.getuid()}"
+    return place
+
+
+def test_a_directory_of_ones_own_is_made_under_the_temporary_one(beside_others: Path) -> None:
+    memory, told = strict(beside_others / "shop.stops.json")
+    assert memory.read() == History()
+    memory.begun(TERMS)
+    memory.ended(Outcome.CLEAN)
+    assert stat.S_IMODE(beside_others.stat().st_mode) == 0o700
+    assert memory.read().stops
+    assert not told
+
+
+@pytest.mark.parametrize("how", ["open", "link", "file", "other user"])
+def test_a_directory_that_others_made_is_not_trusted(
+    beside_others: Path, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    laid, _ = strict(elsewhere / "shop.stops.json")
+    laid.begun(TERMS)
+    laid.ended(Outcome.TIMED_OUT)
+    before = sorted(path.name for path in elsewhere.iterdir())
+    match how:
+        case "link":
+            beside_others.symlink_to(elsewhere)
+        case "file":
+            beside_others.write_text("")
+        case _:
+            elsewhere.rename(beside_others)
+            elsewhere = beside_others
+            if how == "open":
+                beside_others.chmod(0o777)
+            else:
+                real = Path.lstat
+
+                def lstat(path: Path) -> os.stat_result:
+                    found = list(real(path))
+                    found[4] = os.getuid() + 1
+                    return os.stat_result(found)
+
+                monkeypatch.setattr(Path, "lstat", lstat)
+    memory, told = strict(place_of_memories() / "shop.stops.json")
+    assert memory.read() == History()
+    memory.begun(TERMS)
+    memory.ended(Outcome.CLEAN)
+    with pytest.raises(PermissionError):
+        memory.reset()
+    assert len(told) == 2
+    assert "cannot be read" in told[0]
+    assert "cannot be written" in told[1]
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def test_no_link_is_followed(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    victim = tmp_path / "victim"
+    Path(f"{path}.lock").symlink_to(victim)
+    memory, told = strict(path)
+    memory.begun(TERMS)
+    assert not victim.exists()
+    assert len(told) == 1
+    Path(f"{path}.lock").unlink()
+    memory.begun(TERMS)
+    path.rename(victim)
+    path.symlink_to(victim)
+    assert memory.read() == History()
+    assert "cannot be read" in told[1]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from holdfast.domain.errors import HoldfastError
+from holdfast.runtime.owndir import UnsafeDirectory, own_directory
 
 __all__ = [
     "UnsafeDirectory",
@@ -32,10 +32,6 @@ _PATIENCE: Final = 0.5
 _BACKLOG: Final = 8
 
 
-class UnsafeDirectory(HoldfastError):
-    """The directory of the sockets is not safely ours. The text says what to do."""
-
-
 def place() -> Path:
     """The directory of the sockets, whether it exists or not."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -50,29 +46,7 @@ def safe_place(*, make: bool = False) -> Path | None:
     Raises:
         UnsafeDirectory: it is a link, not a directory, somebody else's, or open to others.
     """
-    path = place()
-    if make:
-        try:
-            with suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-        except OSError as error:
-            raise UnsafeDirectory(f"{path}: cannot be made: {error.strerror}") from error
-    try:
-        found = path.lstat()  # not `stat`: a link could lead anywhere
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UnsafeDirectory(f"{path}: cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise UnsafeDirectory(f"{path}: is not a directory; remove it")
-    if found.st_uid != os.getuid():
-        raise UnsafeDirectory(
-            f"{path}: belongs to user {found.st_uid}, not to {os.getuid()}; "
-            "set XDG_RUNTIME_DIR to a directory of your own"
-        )
-    if found.st_mode & 0o077:
-        raise UnsafeDirectory(f"{path}: is open to other users; run: chmod 700 {path}")
-    return path
+    return own_directory(place(), make=make, variable="XDG_RUNTIME_DIR")
 
 
 def socket_of(pid: int) -> Path:

@@ -41,6 +41,7 @@ from holdfast.domain.lifecycle.history import (
     history_from_plain,
 )
 from holdfast.runtime.clock import wall
+from holdfast.runtime.owndir import UnsafeDirectory, own_directory
 
 __all__ = ["SUFFIX", "StopMemory", "place_of_memories"]
 
@@ -49,6 +50,9 @@ _VERSION: Final = 1
 _LARGEST: Final = 1_048_576
 _PATIENCE: Final = 1.0
 _PAUSE: Final = 0.01
+# A link in the place of a file of ours could lead to any other, so none is followed.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _log: Final = logging.getLogger("holdfast.lifecycle")
 
 
@@ -56,7 +60,7 @@ def place_of_memories() -> Path:
     """The directory of the files, whether it exists or not.
 
     `$XDG_STATE_HOME/holdfast`, else `~/.local/state/holdfast`, else, for a user without a home, a
-    directory under the one for temporary files.
+    directory under the one for temporary files, which has to be the user's own.
     """
     state = os.environ.get("XDG_STATE_HOME", "")
     if state and os.path.isabs(state):
@@ -64,6 +68,10 @@ def place_of_memories() -> Path:
     home = os.path.expanduser("~")
     if os.path.isabs(home):
         return Path(home, ".local", "state", "holdfast")
+    return _beside_others()
+
+
+def _beside_others() -> Path:
     return Path(tempfile.gettempdir(), f"holdfast-state-{os.getuid()}")
 
 
@@ -166,7 +174,8 @@ class StopMemory:
 
     def _read(self) -> History:
         try:
-            with self.path.open("rb") as file:
+            self._trusted(make=False)
+            with os.fdopen(os.open(self.path, _READ), "rb") as file:
                 text = file.read(_LARGEST + 1)
         except FileNotFoundError:
             return History()
@@ -210,13 +219,23 @@ class StopMemory:
 
     @contextmanager
     def _locked(self) -> Generator[None]:
+        self._trusted(make=True)
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(f"{self.path}.lock", _LOCK, 0o600)
         try:
             _lock(lock)
             yield
         finally:
             os.close(lock)  # which unlocks it
+
+    def _trusted(self, *, make: bool) -> None:
+        """Raise an `OSError` where others could have laid the files for us."""
+        if self.path.parent != _beside_others():
+            return
+        try:
+            own_directory(self.path.parent, make=make, variable="XDG_STATE_HOME")
+        except UnsafeDirectory as error:
+            raise PermissionError(errno.EPERM, str(error)) from error
 
     def _warn(self, text: str) -> None:
         if text not in self._told:
