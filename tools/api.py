@@ -6,8 +6,8 @@
 The text is read from the sources and nothing is imported, so it is the same on every Python and
 in every working directory. What is in it:
 
-Rule 1. The face, and the modules of the domain, the adapters and the test kit. A package with an
-        `__all__` is a face of its own: it is listed, and what is inside it is not.
+Rule 1. The face with its lifecycle, and the modules of the domain, the adapters and the test kit.
+        A package with an `__all__` is a face of its own: it is listed, what is inside it is not.
 Rule 2. Of a module, what `__all__` says. A name that another listed module defines is shown there
         in full and here by reference.
 Rule 3. Of a class, its public members. Where it has a `__dir__`, the names that stand there, also
@@ -32,7 +32,12 @@ import griffe
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TARGET: Final = Path("docs/reference/api.txt")
-LISTED: Final = ("holdfast.adapters", "holdfast.domain", "holdfast.testing")
+LISTED: Final = (
+    "holdfast.adapters",
+    "holdfast.domain",
+    "holdfast.lifecycle",
+    "holdfast.testing",
+)
 # Inside a face, and yet named by whoever uses them: one loads pytest, the other is a plugin.
 NAMED: Final = frozenset({"holdfast.testing.laws", "holdfast.testing.plugin"})
 HEADER: Final = "The public API of Holdfast. Written by `make api`; do not edit.\n"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from holdfast._version import __version__
 
 if TYPE_CHECKING:
+    from holdfast import lifecycle
     from holdfast.domain.cause import Cause, CauseKind
     from holdfast.domain.context import Context, Identity
     from holdfast.domain.errors import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         UsageError,
     )
     from holdfast.domain.faults import Fault, classify, is_retryable
-    from holdfast.runtime import lifecycle
     from holdfast.runtime.ambient import (
         current,
         deadline_at,
@@ -75,11 +75,11 @@ else:
         "detach": "runtime.tasks",
         "tasks": "runtime.tasks",
     }
-    _MODULES: Final = {"lifecycle": "runtime.lifecycle"}
+    _MODULES: Final = frozenset({"lifecycle"})
 
     def __getattr__(name):
         if name in _MODULES:
-            value = import_module(f"holdfast.{_MODULES[name]}")
+            value = import_module(f"holdfast.{name}")
         elif name in _HOME:
             value = getattr(import_module(f"holdfast.{_HOME[name]}"), name)
         else:

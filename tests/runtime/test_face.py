@@ -99,13 +99,34 @@ def test_every_public_name_of_every_module_exists() -> None:
 def test_the_lifecycle_is_a_module_of_the_face_that_loads_nothing_foreign() -> None:
     loaded = loaded_after(
         "import holdfast, sys\n"
-        "assert holdfast.lifecycle is sys.modules['holdfast.runtime.lifecycle']\n"
+        "assert 'asyncio' not in sys.modules\n"
+        "assert holdfast.lifecycle is sys.modules['holdfast.lifecycle']\n"
         "from holdfast import lifecycle\n"
         "assert lifecycle.Host and lifecycle.at_end and lifecycle.current"
     )
     assert loaded.isdisjoint(FOREIGN)
-    lifecycle = importlib.import_module("holdfast.runtime.lifecycle")
+    lifecycle = importlib.import_module("holdfast.lifecycle")
     assert holdfast.lifecycle is lifecycle
     assert len(lifecycle.__all__) <= 30
-    for name in lifecycle.__all__:
-        assert getattr(lifecycle, name) is not None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from holdfast.lifecycle import Host",
+        "import holdfast.lifecycle; Host = holdfast.lifecycle.Host",
+        "from holdfast import lifecycle; Host = lifecycle.Host",
+        "import holdfast; Host = holdfast.lifecycle.Host",
+    ],
+)
+def test_the_lifecycle_can_be_imported_in_every_way(code: str) -> None:
+    loaded = loaded_after(f"{code}\nassert Host('shop').name == 'shop'")
+    assert loaded.isdisjoint(FOREIGN)
+
+
+def test_the_lifecycle_for_users_has_exactly_the_names_of_the_one_inside() -> None:
+    inside = importlib.import_module("holdfast.runtime.lifecycle")
+    face = importlib.import_module("holdfast.lifecycle")
+    assert face.__all__ == inside.__all__
+    for name in inside.__all__:
+        assert getattr(face, name) is getattr(inside, name)

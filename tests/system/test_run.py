@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 
 WORKER = """
 import asyncio, sys, time
-from holdfast.runtime.lifecycle import Host
+from holdfast.lifecycle import Host
 
 def say(*words):
     print(*words, flush=True)

@@ -34,6 +34,7 @@ from holdfast import (
 )
 from holdfast.adapters.asgi import HoldfastMiddleware
 from holdfast.domain.policy import Policy, policy_from_mapping
+from holdfast.lifecycle import ExitCode, Host
 from holdfast.runtime.ambient import Split
 from holdfast.runtime.live import LiveScope, LiveTree
 from holdfast.runtime.shield import Shield
@@ -183,10 +184,13 @@ async def a_process() -> None:
     assert_type(report.as_dict(), dict[str, Any])
     assert_type(host.phase, lifecycle.Phase)
     assert_type(host.stop("enough"), bool)
+    assert_type(host.brief, str)
     assert_type(await host.run(), lifecycle.ExitCode)
     assert_type(await host.ended(), lifecycle.ExitCode)
     assert_type(host.journal.records, tuple[lifecycle.Record, ...])
     assert_type(lifecycle.current(), lifecycle.Host)
+    assert_type(holdfast.lifecycle.current(), Host)
+    assert_type(host.code, ExitCode)
     lifecycle.at_end(lambda outcome, cause: print(outcome, cause))
 
 

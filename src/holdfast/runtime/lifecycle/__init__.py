@@ -1,14 +1,4 @@
-"""The life of a process: `holdfast.lifecycle`.
-
-    from holdfast import lifecycle
-
-    host = lifecycle.Host("shop")
-    host.add("db", start=db.connect, stop=db.close)
-    host.add("consumer", run=consume)
-    code = await host.run()
-
-    lifecycle.current().on_stop(streams.say_goodbye)      # inside, wherever it runs
-    lifecycle.at_end(lambda outcome, cause: ...)          # when this request ends, however
+"""The life of a process. Users know the same names as `holdfast.lifecycle`.
 
 What belongs here: components, the order of a stop, hooks, health, the journal. What does not: what
 is decided (`domain.lifecycle`), signals (`runtime.signals`) and servers (the adapters).
