@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -111,6 +112,88 @@ def test_a_process_that_is_killed_leaves_its_story(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     found = [record_from_dict(json.loads(line)) for line in path.read_text().splitlines()]
     assert [record.subject for record in found] == [str(n) for n in range(100)]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "story.jsonl"
+    program = (
+        "import os, resource\n"
+        "from holdfast import lifecycle\n"
+        f"reader = lifecycle.FileReader({str(path)!r})\n"
+        "journal = lifecycle.Journal(reader)\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "for n in range(60):\n"
+        # Too little room for the records from 10 to 19, and again for those from 40 to 49.
+        "    if n in (10, 40):\n"
+        f"        room = os.path.getsize({str(path)!r}) + 700\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))\n"
+        "    elif n in (20, 50):\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))\n"
+        "    journal.write('hook.done', str(n))\n"
+        "reader.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    whole: list[str] = []
+    torn = 0
+    for line in path.read_text().splitlines():
+        try:
+            whole.append(record_from_dict(json.loads(line)).subject)
+        except ValueError:
+            torn += 1
+    assert whole == [str(n) for n in range(60)]
+    assert torn == 2
+    assert path.read_bytes().endswith(b"}\n")
+    assert done.stderr.count("is tried again") == 2
+    assert done.stderr.count("is written again; records lost: 0") == 2
+
+
+def test_a_file_that_takes_nothing_is_told_of_once_and_stays_bounded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken: list[bytes] = []
+    room = [0]
+
+    class Disk:
+        """A file that takes as many bytes as `room` has, and then none."""
+
+        name, closed = "disk", False
+
+        def write(self, data: bytes) -> int:
+            if not room[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            part = data[: room[0]]
+            room[0] -= len(part)
+            taken.append(part)
+            return len(part)
+
+        def close(self) -> None:
+            self.closed = True
+
+    reader = FileReader(os.devnull)
+    reader.close()
+    disk: Any = Disk()
+    reader._file = disk
+    journal = Journal(reader)
+    for n in range(1_010):
+        journal.write("hook.done", str(n))
+    assert [r.getMessage() for r in caplog.records] == [
+        "disk: No space left on device; it is tried again at each record"
+    ]
+    room[0] = 1  # one byte of a line; then the end of that line, and nothing of the next
+    journal.write("hook.done", "1010")
+    assert taken == [b"{"]
+    room[0] = 1
+    journal.write("hook.done", "1011")
+    assert taken == [b"{", b"\n"]
+    room[0] = 10**9
+    journal.write("hook.done", "1012")
+    torn, *lines = b"".join(taken).decode().splitlines()
+    assert torn == "{"
+    found = [record_from_dict(json.loads(line)).subject for line in lines]
+    assert found == [str(n) for n in range(13, 1_013)]
+    assert caplog.records[-1].getMessage() == "disk: is written again; records lost: 13"
 
 
 async def test_the_snapshot_is_plain_and_complete() -> None:
