@@ -148,6 +148,29 @@ def test_whoever_cannot_wait_gets_the_cut_at_once_and_only_once() -> None:
     assert decided == [Cut()]
 
 
+def test_every_step_says_since_when_and_until_when() -> None:
+    machine = Drain()
+    state = begun()
+    assert state == DrainState(TERMS, Step.LAME_DUCK, 100.0, 100.0, 110.0, look=100.0)
+    state, _ = look(state, 100.5)
+    assert state == DrainState(TERMS, Step.LETTING_GO, 100.0, 100.5, 110.0, look=110.0)
+    cut, _ = machine.step(state, CutOff(), 103.0)
+    assert cut == DrainState(TERMS, Step.CUTTING, 100.0, 103.0, 110.0, look=104.0)
+    done, _ = look(cut, 103.1, 0)
+    assert done == DrainState(TERMS, Step.DONE, 100.0, 103.1, 110.0, look=NEVER)
+    done, _ = look(state, 103.2, 0)
+    assert done == DrainState(TERMS, Step.DONE, 100.0, 103.2, 110.0, look=NEVER)
+    at_once, decided = machine.step(opening(TERMS), CutOff(), 50.0)
+    assert at_once == DrainState(TERMS, Step.CUTTING, 50.0, 50.0, NEVER, look=51.0)
+    assert decided[1] == StopAccepting("the time is over")
+
+
+def test_where_its_own_end_and_that_of_the_time_fall_together_the_time_is_what_ended_it() -> None:
+    state = begun(DrainTerms(calm=0.5, quiet=1.0), deadline=101.5)
+    _, decided = look(state, 100.5)
+    assert decided[0] == StopAccepting("no more time was left for it")
+
+
 def test_a_second_beginning_changes_nothing() -> None:
     state = begun()
     assert Drain().step(state, Begun(200.0), 101.0) == (state, ())

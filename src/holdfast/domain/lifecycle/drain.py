@@ -291,7 +291,7 @@ class Drain:
             ends, why = _end_of_lame_duck(state, event.accepted)
             if now < ends:
                 return replace(state, look=ends), ()
-            decided += [StopAccepting(why), SayFarewell(), ReleaseQuiet()]
+            decided = [StopAccepting(why), SayFarewell(), ReleaseQuiet()]
             # What the lame duck did not need is not for work that hangs.
             deadline = min(state.deadline, now + state.terms.drain)
             state = replace(state, step=Step.LETTING_GO, since=now, deadline=deadline)
