@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_who_did_not_answer_is_named() -> None:
         (0, "Clean stop in 1.4 s: ", Tone.GOOD),
         (2, "Could not run: ", Tone.BAD),
         (3, "Failed to start, after 41.4 s: ", Tone.BAD),
-        (4, "Stop in 1.4 s, at the drain deadline: ", Tone.BAD),
+        (4, "Stop in 1.4 s, its clean-up ran out of time: ", Tone.BAD),
         (5, "Forced stop in 1.4 s: ", Tone.BAD),
         (6, "Stop in 1.4 s, because a component died: ", Tone.BAD),
         (131, "Left at once, after a dump: ", Tone.BAD),
@@ -135,6 +136,31 @@ def test_the_exit_code_says_how_it_went(code: int | None, head: str, tone: Tone)
     story = one(*BEGUN, *TOLD, *ENDED[:-1], end)
     assert story.verdict.startswith(head)
     assert (story.tone, story.exit_code) == (tone, code)
+
+
+def test_where_the_time_was_over_is_said_as_it_was() -> None:
+    end = rec(61.0, "process.ended", "timed_out", code=4)
+    cut = rec(60.0, "drain.cut", "1", cut=1, work=[{"scope": "process/GET /"}])
+    assert one(*BEGUN, *TOLD, cut, *ENDED[1:-1], end).verdict.startswith(
+        "Stop in 11 s, at the drain deadline: "
+    )
+    hook = rec(60.0, "hook.failed", "flush")
+    story = one(*BEGUN, *TOLD, *ENDED[:-1], hook, end)
+    assert story.verdict.startswith("Stop in 11 s, its clean-up ran out of time: ")
+    assert story.verdict.endswith("; hook 'flush' failed")
+
+
+def test_a_component_that_died_is_named_once() -> None:
+    died = rec(50.0, "component.died", "db")
+    cause = "component 'db' died: gone"
+    begun = replace(rec(50.001, "stop.begun", until=60.0, end=65.0), cause=cause)
+    end = rec(51.4, "process.ended", "component_died", code=6)
+    story = one(*BEGUN, died, begun, *ENDED[:-1], end)
+    assert story.verdict.startswith(f"Stop in 1.4 s, because a component died: {cause}")
+    assert story.verdict.count("died") == 2
+    other = one(*BEGUN, died, rec(50.0, "component.died", "http"), begun, end)
+    assert other.verdict.count("component 'db' died") == 1
+    assert "component 'http' died" in other.verdict
 
 
 def test_what_was_cut_is_counted_once() -> None:

@@ -105,6 +105,7 @@ def test_a_hook_that_hangs(home: Home) -> None:
         assert failed["subject"] == "flush of metrics"
         assert life.said()[-2:] == ["stopping", "stopped"]  # the rest of the clean-up had its turn
         assert "flush of metrics" in life.verdict()
+        assert ", its clean-up ran out of time: SIGTERM" in life.verdict()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -112,7 +112,10 @@ def _head(story: Story) -> tuple[str, Tone]:
     if code == _FAILED_TO_START:
         return f"Failed to start, after {format_duration(story.ended - story.began)}", Tone.BAD
     if code == _TIMED_OUT:
-        return f"Stop{took}, at the drain deadline", Tone.BAD
+        # The supervisor's own records do not name what its workers cut.
+        at_drain = story.cuts or story.cut or story.role == "supervisor"
+        where = "at the drain deadline" if at_drain else "its clean-up ran out of time"
+        return f"Stop{took}, {where}", Tone.BAD
     if code == _FORCED:
         return f"Forced stop{took}", Tone.BAD
     if code == _COMPONENT_DIED:
@@ -148,14 +151,21 @@ def _blemished(story: Story) -> bool:
 
 
 def _parts(story: Story) -> list[str]:
-    parts = [_why(story), _requests(story)]
+    reason = _why(story)
+    parts = [reason, _requests(story)]
     for fate, words in (
         (Fate.DIED, "died"),
         (Fate.FAILED, "failed"),
         (Fate.FORCED, "was forced"),
         (Fate.LOST, "had not stopped"),
     ):
-        names = [lane.name for lane in story.lanes if lane.fate is fate and not lane.unanswered]
+        names = [
+            lane.name
+            for lane in story.lanes
+            if lane.fate is fate and not lane.unanswered
+            # What the reason says is not said again.
+            if not reason.startswith(_components([lane.name], words))
+        ]
         parts.append(_components(names, words))
     silent = [lane for lane in story.lanes if lane.unanswered]
     forced = [lane.name for lane in silent if lane.fate is Fate.FORCED]
