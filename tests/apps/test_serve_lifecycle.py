@@ -92,7 +92,8 @@ def test_the_platform_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.M
     ("said", "problem"),
     [
         ("soon", "HOLDFAST_GRACE: 'soon' is not a duration; write for example '30s' or '250ms'"),
-        ("0", "stop.grace: must be longer than 0"),
+        ("0", "HOLDFAST_GRACE: must be longer than 0, got '0'"),
+        ("0s", "HOLDFAST_GRACE: must be longer than 0, got '0s'"),
     ],
 )
 def test_a_wrong_word_of_the_platform(

@@ -76,16 +76,19 @@ def platform_grace() -> Duration | None:
     """Seconds that the platform says it gives; `None` when it says nothing.
 
     Raises:
-        PolicyFileError: what it says is no duration.
+        PolicyFileError: what it says is no duration, or none at all.
     """
     said = os.environ.get(GRACE, "").strip()
     if not said:
         return None
     try:
         # A bare number stands for seconds: `terminationGracePeriodSeconds` is one.
-        return parse_duration(int(said) if said.isascii() and said.isdigit() else said)
+        grace = parse_duration(int(said) if said.isascii() and said.isdigit() else said)
     except ValueError as error:
         raise PolicyFileError(f"{GRACE}: {error}") from None
+    if grace <= 0:
+        raise PolicyFileError(f"{GRACE}: must be longer than 0, got {said!r}")
+    return grace
 
 
 def find_policy(config: Path | None, service: str, here: Path) -> PolicyFile:
