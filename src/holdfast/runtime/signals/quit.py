@@ -12,6 +12,11 @@ So with C code that holds the lock, or that keeps the main thread in a system ca
 end when a signal comes, the stacks are there at once, and the process ends when that call returns;
 if it never does, KILL is what remains. Should step 2 itself not end within two seconds, a watchdog
 in C writes the stacks again and ends the process with exit code 1.
+
+Step 1 writes to standard error, and waits for whoever reads that. Where it is a pipe that is full
+and that nobody reads, the C code hangs in its `write`, before any watchdog has begun: the process
+neither dumps nor ends, whatever else comes, until somebody reads or KILL comes. A file, a terminal
+and a collector of logs that lives do not do that.
 """
 
 from __future__ import annotations
