@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -441,3 +444,62 @@ def test_one_time_line_tells_of_all(home: Home) -> None:
     assert all(str(pid) in shown.stdout for pid in (served.pid, *workers))
     assert "had not stopped" not in shown.stdout
     assert shown.stdout.startswith("Clean stop in ")
+
+
+# -- nobody reads ----------------------------------------------------------------------------------
+
+
+def fill(pipe: int) -> None:
+    """Fill a pipe whose other writers are to wait for room in it."""
+    own = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        for size in (4096, 1):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(own, b"x" * size)
+    finally:
+        os.close(own)
+
+
+@pytest.mark.parametrize("target", ["moody:app", "aside:app"])
+def test_nobody_reads_what_a_fleet_says(home: Home, target: str) -> None:
+    """It stands still in the middle of a line; its workers were told before, and all of them end.
+
+    Those of `aside` say what they say elsewhere, and do not stand still.
+    """
+    home.write("aside.py", "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n"
+               "from moody import app\n")  # fmt: skip
+    home.write("holdfast.toml", '[stop]\ngrace = "5s"\ncleanup = "1s"\n')
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-m", "holdfast.apps.cli", "serve", target, "--workers", "2"]
+    command += ["--no-access-log", "--timeline", "life.jsonl", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=home.path, env=home.environment(), stdin=subprocess.DEVNULL, stdout=theirs,
+        stderr=theirs,
+    )  # fmt: skip
+    life = home.path / "life.jsonl"
+
+    def told(kind: str) -> list[dict[str, object]]:
+        lines = life.read_text().splitlines() if life.exists() else []
+        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+    try:
+        end = time.monotonic() + PATIENCE
+        while len(told("worker.ready")) < 2:
+            assert time.monotonic() < end, life.read_text()
+            time.sleep(0.02)
+        workers = children(process.pid)
+        fill(theirs)
+        os.close(theirs)
+        process.send_signal(signal.SIGTERM)
+        if target == "aside:app":
+            assert all(gone(worker) for worker in workers)
+            assert process.poll() is None
+        assert process.wait(20) == 4
+        assert len(workers) == 2
+        assert all(gone(worker) for worker in workers)
+        assert [record["subject"] for record in told("component.forced")] == ["supervisor"]
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

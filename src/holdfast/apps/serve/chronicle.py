@@ -22,7 +22,8 @@ def journal_of(plan: Plan) -> Journal:
     Raises:
         ServeError: the time-line cannot be written.
     """
-    return Journal(_log_own, *timeline_of(plan))
+    # The file first: nobody may read what is logged, and then it stands still there.
+    return Journal(*timeline_of(plan), _log_own)
 
 
 def timeline_of(plan: Plan) -> list[Reader]:

@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from holdfast.apps.serve.chronicle import journal_of, log_to_stderr
+from holdfast.apps.serve.fleetguard import FleetGuard
 from holdfast.apps.serve.handover import Handover
 from holdfast.apps.serve.offspring import DeathWatch, start_python
 from holdfast.apps.serve.plan import Plan
@@ -136,6 +137,7 @@ class Supervisor:
         self._state = opening(plan.workers, terms)
         self._children: dict[int, _Child] = {}
         self._events: deque[Event] = deque()
+        self._untold: deque[Callable[[], object]] = deque()
         self._feeding = False
         self._alarm: Alarm | None = None
         self._code = 0
@@ -147,7 +149,10 @@ class Supervisor:
         """Supervise until told to stop; the exit code. For the main thread of a process."""
         log_to_stderr()
         block_signals(meanings=_MEANINGS)
-        signals = Signals(_MEANINGS)
+        self._guard = FleetGuard(
+            self._longest, self._state.terms.force, lambda: tuple(self._children), self._journal
+        )
+        signals = Signals(_MEANINGS, self._guard.told)
         signals.start()
         try:
             with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
@@ -180,7 +185,10 @@ class Supervisor:
     # -- the machine -----------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        """Let the machine know; what performing its decisions brings about comes after that."""
+        """Let the machine know; what performing its decisions brings about comes after that.
+
+        What there is to tell is told last: whoever should read it may not, and that would hold us.
+        """
         self._events.append(event)
         if self._feeding:
             return
@@ -198,6 +206,21 @@ class Supervisor:
             self._driver.drop(self._alarm)
         at = wake(self._state)
         self._alarm = None if at == NEVER else self._driver.alarm(at, partial(self._feed, Tick()))
+        if self._state.mode is Mode.STOPPING:
+            self._guard.begun()
+        self._tell_all()
+
+    def _tell(self, kind: str, *words: str, **more: Any) -> None:
+        """Write a record as of now, once what is to be done now was done."""
+        now = self._driver.now()
+        self._untold.append(partial(self._journal.write, kind, *words, at=now, **more))
+
+    def _tell_all(self) -> None:
+        while self._untold:
+            self._untold.popleft()()
+
+    def _longest(self) -> Duration:
+        return max(settings.patience for settings in tuple(self._settings.values()))
 
     def _perform(self, decision: Decision) -> None:
         match decision:
@@ -261,7 +284,7 @@ class Supervisor:
         if report.kind == "component.forced" and child is not None and child.phase:
             detail = f"{detail} (it was {child.phase})"
         if report.kind == "stop.begun":
-            self._journal.write(report.kind, cause=detail)
+            self._tell(report.kind, cause=detail)
             return
         data: dict[str, object] = {"generation": report.generation}
         if report.pid:
@@ -269,7 +292,7 @@ class Supervisor:
         if report.code is not None:
             data |= {"signal": -report.code} if report.code < 0 else {"code": report.code}
         subject = f"worker {report.pid}" if report.pid else ""
-        self._journal.write(report.kind, subject, detail, data=data)
+        self._tell(report.kind, subject, detail, data=data)
 
     # -- the workers -----------------------------------------------------------------------------
 
@@ -305,9 +328,7 @@ class Supervisor:
     # -- signals ---------------------------------------------------------------------------------
 
     def _signalled(self, note: SignalNote) -> None:
-        self._journal.write(
-            "signal.received", note.name, f"from {note.sender}", data=note.as_dict()
-        )
+        self._tell("signal.received", note.name, f"from {note.sender}", data=note.as_dict())
         match note.name:
             case "SIGTERM" | "SIGINT":
                 self._stop(note.line())
@@ -319,6 +340,7 @@ class Supervisor:
                 self._dump()
             case _:
                 self._resize(+1 if note.name == "SIGTTIN" else -1)
+        self._tell_all()
 
     def _stop(self, why: str) -> None:
         self._why = why
@@ -338,7 +360,7 @@ class Supervisor:
             file = before.read()
         except ServeError as error:
             what = f"the policy was not changed, the old one holds: {error}"
-            self._journal.write("config.refused", detail=what)
+            self._tell("config.refused", detail=what)
             return
         plan = replace(before, source=file.source, data=file.data)
         self._settings[self._state.latest + 1] = _Settings(plan, file)
@@ -358,6 +380,7 @@ class Supervisor:
         self._write_stacks("SIGUSR1")
 
     def _write_stacks(self, why: str) -> None:
+        self._tell_all()
         with suppress(OSError):  # the terminal is gone
             print(f"the supervisor, {os.getpid()}\n{dump()}", file=sys.stderr, flush=True)
         self._journal.write("dump.written", why, "the stacks of the supervisor")
