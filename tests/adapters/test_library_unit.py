@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 
+import holdfast
 from holdfast.adapters.asgi import LifecycleMiddleware
 from holdfast.runtime import lifecycle
 from holdfast.runtime.chained import ChainedSignals
+from holdfast.runtime.signals.note import SignalNote
 from tests.adapters.embedding import Story
 
 
@@ -48,6 +52,14 @@ class Server:
         return found
 
     async def get(self, path: str) -> int:
+        status: int = (await self._ask(path))[0]["status"]
+        return status
+
+    async def page(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((await self._ask(path))[1]["body"])
+        return found
+
+    async def _ask(self, path: str) -> list[Any]:
         sent: list[Any] = []
 
         async def receive() -> Any:
@@ -58,8 +70,7 @@ class Server:
 
         scope = {"type": "http", "path": path, "method": "GET", "http_version": "1.1"}
         await self.app({**scope, "headers": []}, receive, send)
-        status: int = sent[0]["status"]
-        return status
+        return sent
 
 
 @pytest.fixture
@@ -114,6 +125,71 @@ async def test_without_lifespan_and_signals_requests_are_served_and_no_host_runs
     assert await server.get("/readyz") == 200
     assert app.host is None
     assert "cannot be taken" in caplog.text
+
+
+def test_under_a_test_client_that_is_said_once_and_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = LifecycleMiddleware(Story())
+
+    async def lives() -> None:
+        server = Server(app)
+        await server.start()
+        await server.stop()
+
+    with caplog.at_level(logging.INFO, logger="holdfast.lifecycle"):
+        for _ in range(3):
+            thread = threading.Thread(target=lambda: asyncio.run(lives()))
+            thread.start()
+            thread.join()
+    told = [r for r in caplog.records if "cannot be taken" in r.getMessage()]
+    assert [r.levelname for r in told] == ["INFO"]
+    assert "main thread" in told[0].getMessage()
+
+
+async def test_a_server_whose_signals_cannot_be_taken_is_warned_about_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = LifecycleMiddleware(Story())
+    for _ in range(2):
+        server = Server(app)
+        await server.start()
+        await server.stop()
+    told = [r for r in caplog.records if "cannot be taken" in r.getMessage()]
+    assert [r.levelname for r in told] == ["WARNING"]
+
+
+@pytest.mark.parametrize(("details", "expected"), [(True, "SIGTERM"), (False, "draining")])
+async def test_the_page_of_readiness_tells_nobody_who_sent_the_signal(
+    handler: list[int], monkeypatch: pytest.MonkeyPatch, details: bool, expected: str
+) -> None:
+    note = SignalNote(15, "SIGTERM", 0.0, 812, 1000, "SI_USER", "bash", "bash -i")
+    monkeypatch.setattr("holdfast.adapters.asgi.session.describe", lambda number: note)
+    app = LifecycleMiddleware(Story(), details=details)
+    server = Server(app)
+    await server.start()
+    host = lifecycle.current()
+    cut: list[str] = []
+
+    async def work() -> None:
+        try:
+            async with holdfast.timeout(3600, name="request"):
+                await asyncio.sleep(3600)
+        except holdfast.ScopeEnded as error:
+            cut.append(error.cause.line())
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    signal.raise_signal(signal.SIGTERM)
+    await host.stop_begun()
+    await asyncio.sleep(0.1)
+    assert (await server.page("/readyz"))["why"] == expected
+    assert host.cause == "SIGTERM: from process 812 (bash) of user 1000"
+    await server.stop()
+    await task
+    assert len(cut) == 1
+    assert "812" not in cut[0]
+    assert "bash" not in cut[0]
 
 
 async def test_a_shutdown_that_fails_is_told_and_the_rest_is_done() -> None:

@@ -18,7 +18,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["ChainedSignals"]
+__all__ = ["ELSEWHERE", "ChainedSignals"]
+
+ELSEWHERE: Final = "it does not run in the main thread"
+"""Why no signal can be taken from a thread, where test clients run applications."""
 
 _TAKEN: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,7 +44,7 @@ class ChainedSignals:
     def take(self) -> str:
         """Stand before the handlers of the server; why that cannot be, empty when it was done."""
         if threading.current_thread() is not threading.main_thread():
-            return "it does not run in the main thread"
+            return ELSEWHERE
         for number in _TAKEN:
             before = signal.getsignal(number)
             if callable(before) and before is not signal.default_int_handler:

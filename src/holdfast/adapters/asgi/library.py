@@ -9,8 +9,8 @@ Rule 1. The first SIGTERM or SIGINT is held back. The process is unready at once
         the server hears of the signal. The second one goes straight through.
 Rule 2. Components, hooks and health belong to a host that starts with the application and is
         `holdfast.lifecycle.current()`. It is done before the server sees its lifespan end.
-Rule 3. Where the signals cannot be taken, that is said in the log, and the rest holds from the
-        moment at which the server ends the lifespan: too late for connections to be told.
+Rule 3. Where the signals cannot be taken, that is said in the log, once, and the rest holds from
+        the moment at which the server ends the lifespan: too late for connections to be told.
 Rule 4. Where a host runs already (`holdfast serve`), nothing is done at all.
 """
 
@@ -29,6 +29,7 @@ from holdfast.adapters.asgi.session import Session
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
 from holdfast.domain.lifecycle.settings import HealthSettings, StopSettings
 from holdfast.domain.lifecycle.stopbudget import StopBudget, stop_budget
+from holdfast.runtime.chained import ELSEWHERE
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.lifecycle import ComponentFailed, Host, HostTerms, Journal, LogReader
 from holdfast.runtime.tasks import aside
@@ -49,7 +50,7 @@ class LifecycleMiddleware:
         health: the paths of the pages of health.
         host: makes the host, for components that start before the application. Called once for
             each lifespan; its times are set from `stop`.
-        details: whether the page of readiness shows the errors of checks.
+        details: whether the page of readiness shows the errors of checks, and which signal came.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class LifecycleMiddleware:
         self._details = details
         self._entry: App = self._first
         self._session: Session | None = None
+        self._told: set[str] = set()
 
     @property
     def host(self) -> Host | None:
@@ -152,7 +154,10 @@ class LifecycleMiddleware:
             return (await host.health.ready()).as_dict()
 
         def why() -> str:
-            return str(host.phase) if host.stopping else ""
+            # Never who sent the signal.
+            if not host.stopping:
+                return ""
+            return host.brief if self._details else str(host.phase)
 
         self._entry = HealthPages(
             gate,
@@ -165,8 +170,11 @@ class LifecycleMiddleware:
         return session
 
     def _warn(self, why: str, more: str) -> None:
-        if why:
-            _log.warning(
+        if why and why not in self._told:
+            self._told.add(why)
+            # In a thread it is a test, nearly always, and there is nothing that one could do.
+            _log.log(
+                logging.INFO if why == ELSEWHERE else logging.WARNING,
                 "the signals of this server cannot be taken: %s%s. A stop begins here only when "
                 "the server ends the lifespan; clients are not told before it closes their "
                 "connections. `holdfast serve` has no such limit",
