@@ -19,6 +19,7 @@ import pytest
 
 from holdfast.domain.record import record_from_dict
 from tests.apps.serving import PATIENCE, Home, Served, alive, ask, children, gone
+from tests.system.stopping import on_asyncio
 
 pytestmark = pytest.mark.system
 
@@ -222,6 +223,59 @@ def test_stopped_while_the_application_is_loaded(home: Home) -> None:
         assert not alive(worker)
 
 
+SLOW_QUOTA = """
+import os, time
+from holdfast.apps.serve import service
+from moody import app
+
+read_quota = service.read_quota
+
+def slow():
+    open(os.path.join(os.path.dirname(__file__), f"reads-{os.getpid()}"), "w").close()
+    time.sleep(1)
+    return read_quota()
+
+service.read_quota = slow
+"""
+SLOW_OPERATOR = """
+import asyncio, os
+from holdfast.apps.serve.operator import Operator
+from moody import app
+
+start = Operator.start
+
+async def slow(self):
+    open(os.path.join(os.path.dirname(__file__), f"reads-{os.getpid()}"), "w").close()
+    await asyncio.sleep(1)
+    await start(self)
+
+Operator.start = slow
+"""
+
+
+@pytest.mark.parametrize(
+    ("slow", "how"),
+    [(SLOW_QUOTA, "ordered"), (SLOW_OPERATOR, "ordered"), (SLOW_OPERATOR, "alone")],
+    ids=["quota", "operator", "alone"],
+)
+def test_told_to_stop_before_the_host_has_begun(home: Home, slow: str, how: str) -> None:
+    on_asyncio(home)
+    home.write("late.py", slow)
+    with home.serve("late:app", "--workers", "2", ready=False) as served:
+        until(lambda: list(home.path.glob("reads-*")), served)
+        (worker,) = children(served.pid)
+        if how == "alone":
+            os.kill(worker, signal.SIGTERM)
+            assert gone(worker)
+            assert served.process.wait(PATIENCE) == 3  # the first one was not ready
+        else:
+            assert served.stop(signal.SIGTERM) == 0
+        assert not alive(worker)
+        assert "was not started" not in served.log()
+        assert "Traceback" not in served.log()
+    assert count(served, r"worker\.ready") == 0
+
+
 # -- rolls -----------------------------------------------------------------------------------------
 
 
@@ -335,7 +389,8 @@ def test_a_worker_that_does_not_stop_in_time_is_killed_and_named(home: Home) -> 
 
 
 def test_quit_dumps_everybody_and_ends(home: Home) -> None:
-    with home.serve("moody:app", "--workers", "2") as served:
+    path = home.path / "story.jsonl"
+    with home.serve("moody:app", "--workers", "2", "--timeline", str(path)) as served:
         workers = ready(served, 2)
         assert served.stop(signal.SIGQUIT) == 131
         assert not any(alive(worker) for worker in workers)
@@ -343,6 +398,12 @@ def test_quit_dumps_everybody_and_ends(home: Home) -> None:
         # Their dumps may be mixed up with each other, since they write at the same time.
         for worker in workers:
             assert f"worker {worker} ended with exit code 131" in served.log()
+    records = [record_from_dict(json.loads(line)) for line in path.read_text().splitlines()]
+    for worker in workers:
+        # The supervisor tells it to stop as well, which may be heard in between.
+        own = [(r.kind, r.subject) for r in records if r.pid == worker]
+        assert ("signal.received", "SIGQUIT") in own
+        assert own[-2:] == [("dump.written", "stacks"), ("process.ended", "quit")]
 
 
 def test_stacks_on_demand(home: Home) -> None:

@@ -20,7 +20,7 @@ from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.stacks import stacks
 
-__all__ = ["LastResort", "end_within"]
+__all__ = ["LastResort"]
 
 _log: Final = logging.getLogger("holdfast.lifecycle")
 _TELLING: Final[Duration] = 0.5
@@ -91,14 +91,6 @@ class LastResort:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # closed, or nobody reads it any more
                 stream.flush()
-
-
-def end_within(seconds: Duration, code: int) -> None:
-    """End the process with `code` in so many seconds, should it be there then.
-
-    To be called as the last thing; what holds it up is named in the log.
-    """
-    LastResort().by(monotonic() + seconds, code, "everything was stopped")
 
 
 def _held_up() -> str:

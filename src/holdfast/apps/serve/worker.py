@@ -6,6 +6,8 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from holdfast.apps.serve.handover import Handover, handover_from_json
@@ -15,8 +17,9 @@ from holdfast.apps.serve.stopplan import memory_of, stop_plan
 from holdfast.apps.serve.workerlink import MARGIN, StopOrder, WorkerEnd
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.meaning import Meaning, Meanings, meanings
-from holdfast.runtime.lastresort import end_within
+from holdfast.domain.record import Record
 from holdfast.runtime.lifecycle import ExitCode, LogReader
+from holdfast.runtime.lifecycle.stopguard import StopGuard
 from holdfast.runtime.policyfile import PolicyFile
 from holdfast.runtime.signals import SignalNote, Signals, block_signals, install_quit
 
@@ -59,10 +62,10 @@ def _serve(handover: Handover, link: WorkerEnd) -> int:
     meant = meanings(quit=stop.quit)
     heeded = _heeded(meant)
     block_signals(meanings=heeded)  # before there is any thread
-    quitting = install_quit(meant.get("SIGQUIT", Meaning.IGNORE))
+    worker = _Worker(handover, file, sockets, link, meant)
+    quitting = install_quit(meant.get("SIGQUIT", Meaning.IGNORE), before=worker.guard.quitting)
     link.listen(stop.grace)
     link.phase("initializing")
-    worker = _Worker(handover, file, sockets, link, meant)
     signals = Signals(heeded, worker.signalled)
     signals.start()
     try:
@@ -86,7 +89,11 @@ def _heeded(meant: Meanings) -> Meanings:
 
 
 class _Worker:
-    """The service of this process, and what it is told from outside."""
+    """The service of this process, and what it is told from outside.
+
+    Attributes:
+        guard: of its last moments. How long a stop may take is for the supervisor to watch.
+    """
 
     def __init__(
         self,
@@ -100,9 +107,13 @@ class _Worker:
         self._link, self._meant = link, meant
         self._memory = memory_of(file, handover.plan.target)
         self._times = stop_plan(file, self._memory.recall().failures, margin=MARGIN)
+        budget = self._times.budget
+        self.guard = StopGuard(budget.total, budget.cleanup, self._times.settings.grace)
         self._final = False
         self._stop = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = False
+        self._waiting: list[Callable[[], object]] = []
 
     def run(self, signals: Signals) -> int:
         """Serve; the exit code.
@@ -116,7 +127,7 @@ class _Worker:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(self._live(signals))
             self._memory.ended(outcome_of(code))
-            end_within(self._times.budget.cleanup, code)
+            self.guard.stopped(code)
         return int(code)
 
     async def _live(self, signals: Signals) -> ExitCode:
@@ -130,12 +141,14 @@ class _Worker:
             given.url,
             self._sockets,
             self._times,
-            readers=[LogReader(_log), self._link.follow],
+            # The supervisor first: nobody may read what is logged, and then it stands still there.
+            readers=[self._link.follow, self._follow, LogReader(_log)],
             shared=True,
             last=lambda: self._final,
             parent=given.supervisor,
         )
         self._host = service.host
+        self.guard.watch(self._host)
         self._host.on_stop(self._remember, name="memory of stops")
         self._link.obey(lambda order: loop.call_soon_threadsafe(self._ordered, order))
         return await service.live(signals)
@@ -153,15 +166,31 @@ class _Worker:
 
     def _stop_alone(self, why: str) -> None:
         # Told to this worker only: nobody else ends, and the others serve what is queued.
-        self._host.stop(by=why)
+        self._when_begun(partial(self._host.stop, by=why))
 
     def _ordered(self, order: StopOrder) -> None:
         self._final |= order.final
         self._stop = self._stop or order.stop
-        if order.force:
-            self._host.force(by=order.cause)
+        obey = self._host.force if order.force else self._host.stop
+        self._when_begun(partial(obey, by=order.cause))
+
+    # -- a host that has not begun has nothing to stop, so an order waits until it has -------------
+
+    def _when_begun(self, do: Callable[[], object]) -> None:
+        if self._begun:
+            do()
         else:
-            self._host.stop(by=order.cause)
+            self._waiting.append(do)
+
+    def _follow(self, record: Record) -> None:
+        if record.kind == "process.started" and self._loop is not None:
+            self._loop.call_soon(self._begin)  # it is in the middle of beginning
+
+    def _begin(self) -> None:
+        self._begun = True
+        waiting, self._waiting = self._waiting, []
+        for do in waiting:
+            do()
 
 
 if __name__ == "__main__":

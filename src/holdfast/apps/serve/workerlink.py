@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 from holdfast.domain.instant import Duration
@@ -37,6 +38,8 @@ _LARGEST_LINE: Final = 4 * 1024 * 1024
 _MOST_UNSENT: Final = 1024 * 1024
 _CHUNK: Final = 65_536
 _LAST_WORDS: Final[Duration] = 1.0
+_MOMENT: Final[Duration] = 0.2
+"""Seconds for a lock that is held for far less, unless by the code that a signal interrupted."""
 _ORPHANED: Final = 4
 _TOLD_EARLY: Final = 128 + signal.SIGTERM
 _log: Final = logging.getLogger("holdfast.serve")
@@ -237,16 +240,19 @@ class WorkerEnd:
         # A supervisor that does not listen must not hold its workers: what does not fit is kept,
         # and what is too much is only counted.
         line = _line(message)
-        with self._lock:
+        if not self._lock.acquire(timeout=_MOMENT):
+            self._lost += 1
+            return
+        try:
             if len(self._unsent) + len(line) > _MOST_UNSENT:
                 self._lost += 1
                 return
             self._unsent += line
-            try:
+            with suppress(OSError):  # full, or nobody is there any more
                 sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT)
-            except OSError:  # full, or nobody is there any more
-                return
-            del self._unsent[:sent]
+                del self._unsent[:sent]
+        finally:
+            self._lock.release()
 
     def _hear(self, patience: Duration) -> None:
         with suppress(OSError):
@@ -258,11 +264,9 @@ class WorkerEnd:
             return
         self._tell(StopOrder(patience, final=True, cause="the supervisor is gone", orphan=True))
         threading.Event().wait(patience)
-        print(
+        _say_at_last(
             f"holdfast serve: worker {os.getpid()} has no supervisor, and did not stop within "
-            f"{patience:g} s: ended by force",
-            file=sys.stderr,
-            flush=True,
+            f"{patience:g} s: ended by force"
         )
         os._exit(_ORPHANED)
 
@@ -279,6 +283,15 @@ class WorkerEnd:
             self._come += data
         line, self._come = self._come.split(b"\n", 1)
         return line + b"\n"
+
+
+def _say_at_last(text: str) -> None:
+    """Say it, unless nobody reads what we say."""
+    words = partial(print, text, file=sys.stderr, flush=True)
+    voice = threading.Thread(target=words, name="holdfast last words", daemon=True)
+    with suppress(RuntimeError):  # an interpreter that shuts down starts no threads
+        voice.start()
+        voice.join(_LAST_WORDS)
 
 
 def _end_at_once(order: StopOrder) -> None:
