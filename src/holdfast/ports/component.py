@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
 
-__all__ = ["Component", "Hurried"]
+__all__ = ["ApplicationFailed", "Component", "Hurried"]
+
+
+class ApplicationFailed(HoldfastError):
+    """An application said that it cannot start, or cannot stop in order, whoever serves it."""
 
 
 class Component(Protocol):

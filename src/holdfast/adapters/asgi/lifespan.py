@@ -13,19 +13,15 @@ import logging
 from typing import Any, Final
 
 from holdfast.adapters.asgi.types import App, Message, Receive, Send, ServerScope
-from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
+from holdfast.ports.component import ApplicationFailed
 from holdfast.runtime.scope import AMBIENT
 from holdfast.runtime.tasks import aside
 
-__all__ = ["ApplicationFailed", "Lifespan"]
+__all__ = ["Lifespan"]
 
 _log: Final = logging.getLogger("holdfast.asgi")
-
-
-class ApplicationFailed(HoldfastError):
-    """The application said that it cannot start, or cannot stop in order."""
 
 
 class Lifespan:

@@ -16,20 +16,16 @@ from holdfast.adapters.uvicorn.drainage import Drainage, Tell
 from holdfast.adapters.uvicorn.lifespan import BoundLifespan
 from holdfast.adapters.uvicorn.listener import Listener
 from holdfast.adapters.uvicorn.settings import Settings
-from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
+from holdfast.ports.component import ApplicationFailed
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.timers import Alarm
 
-__all__ = ["ApplicationFailed", "UvicornApplication", "UvicornServer"]
+__all__ = ["UvicornApplication", "UvicornServer"]
 
 _DATE_EVERY: Final[Duration] = 1.0
-
-
-class ApplicationFailed(HoldfastError):
-    """The application said that it cannot start, or cannot stop in order. Its log says why."""
 
 
 class UvicornApplication:
