@@ -166,9 +166,10 @@ def test_causes_name_the_component() -> None:
     [
         (StopAsked("SIGTERM", "from process 812 (bash) of user 1000"), "SIGTERM"),
         (StopAsked("SIGTERM from process 812 (bash) of user 1000"), "SIGTERM"),
-        (StopAsked("the program", "maintenance for customer 7"), "the program"),
+        (StopAsked("the program", "enough"), "the program: enough"),
         (StopAsked("the supervisor is gone"), "the supervisor is gone"),
         (Died("db", "ConnectionError: postgres://me:secret@db"), "component 'db' died"),
+        (Died("copy from a", "ValueError"), "component 'copy from a' died"),
     ],
 )
 def test_the_brief_cause_names_no_sender_and_no_error(event: Any, brief: str) -> None:

@@ -283,7 +283,9 @@ class Life:
     @property
     def brief(self) -> str:
         """The cause without who sent it and what went wrong inside: what anybody may be told."""
-        return self.cause.partition(": ")[0].partition(" from ")[0]
+        if self.cause.startswith("component '"):
+            return self.cause.partition(": ")[0]
+        return self.cause.partition(" from ")[0].removesuffix(":")
 
     @property
     def code(self) -> ExitCode:

@@ -153,7 +153,7 @@ class Host:
 
     @property
     def brief(self) -> str:
-        """The cause without who asked and without errors, for everybody; empty until it begins."""
+        """The cause without the sender and without errors, for everybody; empty until it begins."""
         return self._process.life.brief
 
     @property
