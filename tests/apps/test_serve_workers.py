@@ -42,7 +42,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 def handover(plan: Plan) -> Handover:
-    return Handover(plan, "http://[::1]:80", (5, 6), 4711, 1, 3, ("", "/somewhere"))
+    return Handover(plan, "http://[::1]:80", (5, 6), 4711, 1, 3, ("", "/somewhere"), 17.25)
 
 
 def test_a_plan_arrives_as_it_was() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.serving import PATIENCE, Home
+from tests.apps.serving import PATIENCE, Home, children, operator
 
 pytestmark = pytest.mark.system
 
@@ -35,6 +36,28 @@ def test_a_service_that_is_told_is_unready_and_serves_on(home: Home) -> None:
         assert served.get("/any")[0] == 200
         # Told twice is told once.
         assert home.run("prestop", "--pid", str(served.pid), "--wait", "10s").returncode == 0
+        assert served.stop(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_takes_the_place_of_another_is_unready_as_well(home: Home) -> None:
+    with home.serve("plain:app", "--service", "shop", "--workers", "2") as served:
+        served.wait_for(r"worker\.ready[^$]*worker\.ready")
+        told = home.run("prestop", "--pid", str(served.pid), "--wait", "10s")
+        assert told.returncode == 0, told.stderr
+        killed, other = children(served.pid)
+        os.kill(killed, signal.SIGKILL)
+        served.wait_for(rf"worker\.died worker {killed} [^$]*worker\.ready")
+        (new,) = {*children(served.pid)} - {other}
+        path = home.sockets / f"{new}.sock"
+        assert appears(path)
+        life = operator(path, "/lifecycle")
+        assert life["phase"] == "running"
+        assert "a stop was announced" in [record["detail"] for record in life["records"]]
+        pages = [served.get("/readyz")[0] for _ in range(20)]
+        assert pages == [503] * 20
+        assert served.get("/any")[0] == 200
+        again = home.run("prestop", "--pid", str(served.pid), "--wait", "10s")
+        assert f"shop (process {new}) is unready, its lame duck is over" in again.stdout
         assert served.stop(signal.SIGTERM) == 0
 
 

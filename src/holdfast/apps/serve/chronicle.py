@@ -8,10 +8,10 @@ from typing import Final
 
 from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.problem import ServeError
-from holdfast.domain.record import Record
+from holdfast.domain.record import Record, record_from_dict
 from holdfast.runtime.lifecycle.journal import FileReader, Journal, LogReader, Reader
 
-__all__ = ["journal_of", "log_to_stderr", "timeline_of"]
+__all__ = ["journal_of", "keep_told", "log_to_stderr", "timeline_of"]
 
 _log: Final = logging.getLogger("holdfast.serve")
 
@@ -40,6 +40,17 @@ def timeline_of(plan: Plan) -> list[Reader]:
         raise ServeError(
             f"--timeline {plan.timeline}: {error.strerror}; name a file that can be appended to"
         ) from None
+
+
+def keep_told(journal: Journal, worker: int, told: object) -> Record | None:
+    """Keep a record that a worker tells; what is none is logged, and `None`."""
+    try:
+        record = record_from_dict(told)
+    except ValueError as error:
+        _log.error("worker %d tells a record that is none: %s", worker, error)
+        return None
+    journal.keep(record)
+    return record
 
 
 def _log_own(record: Record) -> None:

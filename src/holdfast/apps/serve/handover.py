@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from holdfast.apps.serve.plan import Plan
+from holdfast.domain.instant import Instant
 
 __all__ = ["Handover", "handover_from_json", "plan_from_plain", "plan_to_plain"]
 
@@ -28,6 +29,7 @@ class Handover:
         slot: which of the workers this is, from 0 on.
         generation: how often the settings had changed when it was started.
         path: where the supervisor looks for modules.
+        announced: monotonic instant at which the stop was announced (`holdfast prestop`).
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class Handover:
     slot: int
     generation: int
     path: tuple[str, ...]
+    announced: Instant | None = None
 
     def to_json(self) -> str:
         """One line.
@@ -53,6 +56,7 @@ class Handover:
                 "slot": self.slot,
                 "generation": self.generation,
                 "path": list(self.path),
+                "announced": self.announced,
             }
         )
 
@@ -73,6 +77,7 @@ def handover_from_json(text: str | bytes) -> Handover:
             slot=int(given["slot"]),
             generation=int(given["generation"]),
             path=tuple(str(place) for place in given["path"]),
+            announced=None if given["announced"] is None else float(given["announced"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is not what a supervisor hands over: {error!r}") from None

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.lifecycle.drain import Begun, Drain, DrainState, DrainTerms, Looked, opening
+from holdfast.domain.record import Record
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.lifecycle import Host
 
-__all__ = ["Prestop"]
+__all__ = ["Prestop", "announces"]
+
+_CAUSE: Final = "prestop"
+
+
+def announces(record: Record) -> bool:
+    """Whether a process tells that its stop was announced."""
+    return record.kind == "ready.changed" and record.cause == _CAUSE
 
 
 class Prestop:
@@ -48,13 +57,18 @@ class Prestop:
             self._begin(now)
         return {"phase": str(self._host.phase), "lame_duck_s": round(self._left(now), 3)}
 
+    def since(self, at: Instant) -> None:
+        """It was asked at `at`, when another process was here."""
+        if self._state is None:
+            self._begin(at)
+
     def _begin(self, now: Instant) -> None:
         host = self._host
         before = host.health.gate
         self._state, _ = Drain().step(opening(self._terms()), Begun(NEVER), now)
         host.health.gate = lambda: before() or "a stop was announced"
         self._announce()
-        host.journal.write("ready.changed", "unready", "a stop was announced", cause="prestop")
+        host.journal.write("ready.changed", "unready", "a stop was announced", cause=_CAUSE)
 
     def _left(self, now: Instant) -> Duration:
         if self._state is None or self._host.stopping:

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -23,6 +22,8 @@ from holdfast.apps.serve.plan import Plan
 from holdfast.apps.serve.prestop import Prestop
 from holdfast.apps.serve.stopplan import StopPlan
 from holdfast.apps.serve.target import load_target
+from holdfast.apps.serve.terminal import has_terminal
+from holdfast.domain.instant import Instant
 from holdfast.domain.lifecycle.drain import DrainTerms
 from holdfast.domain.lifecycle.quota import threads_for
 from holdfast.domain.policy import describe
@@ -94,6 +95,10 @@ class Service:
         host.add("application", start=parts.application.start, stop=parts.application.stop)
         host.add("server", parts.server)
         host.on_reload(self._reload)
+
+    def announced(self, at: Instant) -> None:
+        """Be unready: the stop was announced at `at`, before this process was there."""
+        self._prestop.since(at)
 
     async def live(
         self, signals: SignalSource | None = None, ready: Callable[[], None] | None = None
@@ -184,7 +189,7 @@ class Service:
         self.host.journal.write(kind, subject, detail, data=data)
 
     def _drain_terms(self) -> DrainTerms:
-        by_hand = self.host.cause.startswith("SIGINT") and _has_terminal()
+        by_hand = self.host.cause.startswith("SIGINT") and has_terminal()
         return self._times.drain_terms(
             tls=bool(self._plan.certificate),
             at_once=by_hand,
@@ -251,16 +256,9 @@ def _source(file: PolicyFile) -> str:
     return "the built-in defaults" if file.source is None else str(file.source)
 
 
-def _has_terminal() -> bool:
-    try:
-        return os.isatty(sys.stdin.fileno())
-    except (AttributeError, OSError, ValueError):
-        return False
-
-
-_STARTED_AT_TERMINAL: Final = _has_terminal()
+_STARTED_AT_TERMINAL: Final = has_terminal()
 
 
 def terminal_is_gone() -> bool:
     """Whether it was started at a terminal that is there no more."""
-    return _STARTED_AT_TERMINAL and not _has_terminal()
+    return _STARTED_AT_TERMINAL and not has_terminal()

@@ -25,14 +25,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from holdfast.apps.serve.chronicle import journal_of, log_to_stderr
+from holdfast.apps.serve.chronicle import journal_of, keep_told, log_to_stderr
 from holdfast.apps.serve.fleetguard import FleetGuard
 from holdfast.apps.serve.handover import Handover
 from holdfast.apps.serve.offspring import DeathWatch, start_python
 from holdfast.apps.serve.plan import Plan
+from holdfast.apps.serve.prestop import announces
 from holdfast.apps.serve.problem import ServeError
+from holdfast.apps.serve.terminal import has_terminal
 from holdfast.apps.serve.workerlink import MARGIN, StopOrder, SupervisorEnd
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.lifecycle.fleet import (
     Decision,
     Died,
@@ -59,7 +61,6 @@ from holdfast.domain.lifecycle.fleet import (
     wake,
 )
 from holdfast.domain.lifecycle.meaning import DEFAULT_MEANINGS, Meaning, Meanings
-from holdfast.domain.record import record_from_dict
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.lifecycle import Journal
 from holdfast.runtime.policyfile import PolicyFile
@@ -143,7 +144,8 @@ class Supervisor:
         self._code = 0
         self._why = "the fleet stops"
         self._stop_id = ""
-        self._terminal = _has_terminal()
+        self._announced: Instant | None = None
+        self._terminal = has_terminal()
 
     def run(self) -> int:
         """Supervise until told to stop; the exit code. For the main thread of a process."""
@@ -248,6 +250,7 @@ class Supervisor:
             slot=spawn.slot,
             generation=spawn.generation,
             path=tuple(sys.path),
+            announced=self._announced,
         ).to_json()
         try:
             ours, theirs = socket.socketpair()
@@ -305,11 +308,10 @@ class Supervisor:
                     ready()
             case {"phase": str(phase)}:
                 self._children[pid].phase = phase
-            case {"record": record}:
-                try:
-                    self._journal.keep(record_from_dict(record))
-                except ValueError as error:
-                    _log.error("worker %d tells a record that is none: %s", pid, error)
+            case {"record": told}:
+                record = keep_told(self._journal, pid, told)
+                if self._announced is None and record is not None and announces(record):
+                    self._announced = record.at  # who takes the place of it is unready as well
             case {"lost": lost}:
                 _log.warning("worker %d had more to tell than was heard: %s records", pid, lost)
             case _:
@@ -349,7 +351,7 @@ class Supervisor:
 
     def _hang_up(self) -> None:
         """Read the policy again, and give it to new workers; or stop with the terminal."""
-        if self._terminal and not _has_terminal():
+        if self._terminal and not has_terminal():
             self._why = "the terminal is gone"
             self._feed(StopAsked(self._why))
             return
@@ -389,10 +391,3 @@ class Supervisor:
         before = len(self._state.slots)
         self._feed(Resize(by))
         _log.info("%d workers are wanted now, %d before", len(self._state.slots), before)
-
-
-def _has_terminal() -> bool:
-    try:
-        return os.isatty(sys.stdin.fileno())
-    except (AttributeError, OSError, ValueError):
-        return False

@@ -149,6 +149,8 @@ class _Worker:
         )
         self._host = service.host
         self.guard.watch(self._host)
+        if given.announced is not None:
+            self._when_begun(partial(service.announced, given.announced))
         self._host.on_stop(self._remember, name="memory of stops")
         self._link.obey(lambda order: loop.call_soon_threadsafe(self._ordered, order))
         return await service.live(signals)
