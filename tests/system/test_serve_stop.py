@@ -158,6 +158,17 @@ def test_a_request_that_never_ends(home: Home, mode: str, loop: str) -> None:
         assert life.verdict().endswith("; 0 requests finished, 1 cut")
 
 
+def test_a_worker_tells_no_client_who_stopped_its_supervisor(home: Home) -> None:
+    workers = ("--workers", "2")
+    with living(home, "plain", SHORT, *workers) as life, Stream(life, "/hang") as hang:
+        time.sleep(0.3)
+        stop(life)
+        told = hang.rest().decode()
+        assert "SIGTERM" in told
+        assert "from process" not in told
+        assert not re.search(rf"\b{os.getpid()}\b|of user|pytest", told)
+
+
 def test_a_request_that_never_ends_and_is_served_bare(home: Home) -> None:
     with living(home, "plain", f'mode = "off"\n{SHORT}') as life, Stream(life, "/hang") as hang:
         time.sleep(0.2)
