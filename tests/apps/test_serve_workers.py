@@ -176,6 +176,20 @@ def test_a_supervisor_that_does_not_listen_holds_nobody() -> None:
     run(main())
 
 
+def test_what_a_signal_handler_says_does_not_wait_for_the_code_that_it_interrupted() -> None:
+    async def main() -> None:
+        with linked() as link:
+            lock: threading.Lock = vars(link.down)["_lock"]
+            with lock:  # as the main thread does in the middle of saying something
+                link.down.record(Record(1.0, "dump.written"))
+            link.down.phase("stopped")
+            threading.Thread(target=link.down.close).start()
+            await until(lambda: len(link.heard) == 2)
+            assert link.heard == [{"phase": "stopped"}, {"lost": 1}]
+
+    run(main())
+
+
 def test_the_last_words_come_before_the_end() -> None:
     async def main() -> None:
         with linked() as link:

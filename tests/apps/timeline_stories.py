@@ -160,7 +160,7 @@ def forced() -> Book:
     )  # fmt: skip
     tell(stop + 4.201, "drain.step", "deadline", "3 requests are cut", "a second signal",
          in_flight=3)  # fmt: skip
-    work = [
+    work: list[dict[str, Any]] = [
         {
             "scope": f"process/{name}", "age_s": 6.1, "origin": "", "request_id": f"r-{number}",
             "task": f"Task-{number}", "waits": "/srv/shop/events.py:31 stream",
