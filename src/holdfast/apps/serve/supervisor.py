@@ -212,7 +212,7 @@ class Supervisor:
             self._guard.begun()
         self._tell_all()
 
-    def _tell(self, kind: str, *words: str, **more: Any) -> None:
+    def _record(self, kind: str, *words: str, **more: Any) -> None:
         """Write a record as of now, once what is to be done now was done."""
         now = self._driver.now()
         self._untold.append(partial(self._journal.write, kind, *words, at=now, **more))
@@ -287,7 +287,7 @@ class Supervisor:
         if report.kind == "component.forced" and child is not None and child.phase:
             detail = f"{detail} (it was {child.phase})"
         if report.kind == "stop.begun":
-            self._tell(report.kind, cause=detail)
+            self._record(report.kind, cause=detail)
             return
         data: dict[str, object] = {"generation": report.generation}
         if report.pid:
@@ -295,7 +295,7 @@ class Supervisor:
         if report.code is not None:
             data |= {"signal": -report.code} if report.code < 0 else {"code": report.code}
         subject = f"worker {report.pid}" if report.pid else ""
-        self._tell(report.kind, subject, detail, data=data)
+        self._record(report.kind, subject, detail, data=data)
 
     # -- the workers -----------------------------------------------------------------------------
 
@@ -330,7 +330,7 @@ class Supervisor:
     # -- signals ---------------------------------------------------------------------------------
 
     def _signalled(self, note: SignalNote) -> None:
-        self._tell("signal.received", note.name, f"from {note.sender}", data=note.as_dict())
+        self._record("signal.received", note.name, f"from {note.sender}", data=note.as_dict())
         match note.name:
             case "SIGTERM" | "SIGINT":
                 self._stop(note.line())
@@ -362,7 +362,7 @@ class Supervisor:
             file = before.read()
         except ServeError as error:
             what = f"the policy was not changed, the old one holds: {error}"
-            self._tell("config.refused", detail=what)
+            self._record("config.refused", detail=what)
             return
         plan = replace(before, source=file.source, data=file.data)
         self._settings[self._state.latest + 1] = _Settings(plan, file)
