@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -14,6 +15,17 @@ pytest_plugins = ["holdfast.testing.plugin"]
 settings.register_profile("holdfast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if settings.get_current_profile_name() == "default":  # mutation runs bring their own
     settings.load_profile("holdfast")
+
+# Whoever runs the tests may ignore signals (`nohup`, `command &` in a script), and processes inherit
+# that: then those that are started here would rightly ignore them too.
+for _number, _usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 FORBIDDEN = os.environ.get("HOLDFAST_NO_SKIP", "") not in ("", "0")
 
