@@ -16,8 +16,8 @@ settings.register_profile("holdfast", deadline=None, suppress_health_check=[Heal
 if settings.get_current_profile_name() == "default":  # mutation runs bring their own
     settings.load_profile("holdfast")
 
-# Whoever runs the tests may ignore signals (`nohup`, `command &` in a script), and processes inherit
-# that: then those that are started here would rightly ignore them too.
+# Whoever runs the tests may ignore signals (`nohup`, `command &` in a script), and processes
+# inherit that: then those that are started here would rightly ignore them too.
 for _number, _usual in (
     (signal.SIGHUP, signal.SIG_DFL),
     (signal.SIGINT, signal.default_int_handler),
