@@ -644,6 +644,7 @@ def test_a_reader_whose_descriptors_were_closed_reads_on() -> None:
                 for name in os.listdir("/proc/self/fd"):
                     if "signalfd" in where(name):
                         os.close(int(name))
+                say("closed")
                 say((await channel.get()).name)
                 say(signals.source)
                 say((await channel.get()).name)
@@ -655,7 +656,7 @@ def test_a_reader_whose_descriptors_were_closed_reads_on() -> None:
         run(main)
     """
     with Program(body) as program:
-        program.expect("signalfd")
+        program.expect("signalfd", "closed")
         program.send(signal.SIGHUP)
         program.expect("SIGHUP", "sigwaitinfo")
         program.send(signal.SIGTERM)
