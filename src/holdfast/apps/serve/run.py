@@ -21,9 +21,6 @@ from holdfast.runtime.policyfile import PolicyFile
 
 __all__ = ["serve"]
 
-_FAILED = 2
-_INTERRUPTED = 130
-
 
 def serve(plan: Plan, say: Callable[[str], None] | None = None) -> int:
     """Host the application of `plan` until a signal; the exit code.
