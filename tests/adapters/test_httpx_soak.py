@@ -12,6 +12,7 @@ rule 3). The client of httpx2 survives plain.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import subprocess
@@ -147,6 +148,7 @@ def sockets() -> int:
 
 
 async def whole(lib: Any, url: str, requests: int, plain: bool = False) -> None:
+    gc.collect()  # what an earlier test has left for it is not to go meanwhile
     before = sockets()
     limits = lib.Limits(max_connections=PLACES)
     http = lib.AsyncClient(limits=limits, timeout=lib.Timeout(5, pool=2), trust_env=False)
@@ -164,7 +166,8 @@ async def whole(lib: Any, url: str, requests: int, plain: bool = False) -> None:
         assert ends["done"] > 0
         print(lib.__name__, dict(ends), holdfast.tree().counts)
     await asyncio.sleep(0.05)
-    assert sockets() == before
+    gc.collect()
+    assert sockets() <= before
     await settled()
 
 

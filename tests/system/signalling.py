@@ -69,12 +69,11 @@ class Program:
         path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
             [*wrap, sys.executable, "-c", source, loop],
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
-            **options,
+            **{"stdin": subprocess.DEVNULL, **options},
         )
         self.pid = self.process.pid
 
@@ -89,9 +88,9 @@ class Program:
     ) -> None:
         if self.process.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
         self.process.wait()
 
     def next(self) -> Any:
@@ -112,6 +111,12 @@ class Program:
         """Send it signals."""
         for number in numbers:
             os.kill(self.pid, number)
+
+    def say(self, line: str) -> None:
+        """Write it a line, where its input is a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
 
     def errors(self) -> str:
         """What it wrote to standard error until it closed that."""

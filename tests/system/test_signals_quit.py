@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 
 import pytest
 
@@ -98,19 +99,26 @@ def test_quit_while_the_loop_is_in_another_thread() -> None:
 
 
 def test_quit_while_c_code_holds_the_lock_of_the_interpreter() -> None:
-    # The stacks of the threads come at once, and the end when the call returns.
+    # The stacks of the threads come at once, and the end when the call returns. The call is one
+    # that no signal interrupts: it waits for a thread of C that waits for a byte of ours.
     body = """
+        import ctypes
+        c = ctypes.PyDLL(None)
+        reader = ctypes.c_ulong()
+        stdin = ctypes.c_void_p.in_dll(c, "stdin")
         install_quit()
+        c.pthread_create(ctypes.byref(reader), None, c.getc, stdin)
         say("ready")
-        sum(range(4 * 10**8))
+        c.pthread_join(reader, None)
         time.sleep(60)
     """
-    with Program(body) as program:
+    with Program(body, stdin=subprocess.PIPE) as program:
         program.expect("ready")
         program.send(signal.SIGQUIT)
         written = program.error_lines_until("in <module>")
         assert "Current thread" in written
         assert program.process.poll() is None
+        program.say("go on")
         errors = program.errors()
         program.ended(131)
         assert "0 tasks" in errors
