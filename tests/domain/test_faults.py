@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.errors import Cancelled, DeadlineExceeded, InsufficientBudget
+from holdfast.domain.errors import Cancelled, DeadlineExceeded, InsufficientBudget, PhaseTimeout
 from holdfast.domain.faults import ROWS, Fault, Retry, classify, examine, is_retryable
+from holdfast.domain.phases import Ended, Phase, Trail
 
 
 def installed(name: str) -> Any:
@@ -219,6 +220,17 @@ def test_who_brought_it_about() -> None:
     assert examine(TimeoutError()).by == "library"
     assert examine(ValueError()).row == ""
     assert examine(NETWORK_ERROR("x")).row == "httpx.NetworkError"
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_share_that_is_spent_can_be_tried_again(phase: Phase) -> None:
+    trail = Trail("orders.local:443", 0.0, 10.0)
+    trail.begin(phase, 0.0)
+    trail.end(2.0, Ended.TIMEOUT)
+    found = examine(PhaseTimeout(trail))
+    unsent = phase in (Phase.POOL, Phase.DNS, Phase.CONNECT, Phase.PROXY, Phase.TLS)
+    assert (found.fault, found.by) == (Fault.TIMED_OUT, "scope")
+    assert found.retry is (Retry.ALWAYS if unsent else Retry.IDEMPOTENT)
 
 
 def test_subclasses_are_matched() -> None:

@@ -20,9 +20,11 @@ import pytest
 
 import holdfast
 from holdfast import CauseKind, DeadlineExceeded, InsufficientBudget, UsageError
+from holdfast.domain.phases import Ended, Phase, Trail
 from holdfast.domain.tree import Outcome
 from holdfast.runtime.ambient import now as ambient_now
 from holdfast.runtime.driver import Driver, driver_of
+from holdfast.runtime.scope import ambient
 
 
 def now() -> float:
@@ -875,3 +877,29 @@ async def test_the_clock_of_deadlines_is_the_loops() -> None:
     assert ambient_now() != now()  # no scope, no loop is asked
     async with holdfast.scope("here"):
         assert ambient_now() == now()
+
+
+async def test_the_error_tells_of_the_call_that_was_under_way() -> None:
+    trail = Trail("GET http://orders.local/1", now(), now() + 1.0)
+    with pytest.raises(DeadlineExceeded) as caught:
+        async with holdfast.timeout(1.0, name="request"), holdfast.timeout(5.0, name="inner"):
+            trail.begin(Phase.HEADER, now())
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                trail.end(now(), Ended.TIMEOUT)
+                here = ambient()
+                assert here is not None
+                here.blame(trail)
+                here.blame(Trail("another", now()))
+                raise
+    assert caught.value.trail is trail
+    assert caught.value.phase is Phase.HEADER
+    assert "http.header.timeout at GET http://orders.local/1" in str(caught.value)
+    assert caught.value.__notes__ == [trail.line()]
+
+
+async def test_a_call_that_fails_where_nothing_was_cancelled_is_not_blamed() -> None:
+    async with holdfast.timeout(1.0) as scope:
+        scope.blame(Trail("x:1", now()))
+    assert scope.trail is None

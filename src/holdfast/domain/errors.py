@@ -5,6 +5,7 @@
     |   +-- DeadlineExceeded         also a TimeoutError: the limit of a scope is spent
     |   |   +-- InsufficientBudget   not begun: what is left cannot suffice
     |   +-- Cancelled                a scope was cancelled for another reason
+    +-- PhaseTimeout                 also a TimeoutError: a phase of a call has used up its share
     +-- UsageError                   also a RuntimeError: the call itself is wrong
     +-- ConfigError                  also a ValueError: a setting is wrong, with its path
 
@@ -15,6 +16,7 @@ errors here appear where a scope ends, and only there.
 from __future__ import annotations
 
 from holdfast.domain.cause import Cause
+from holdfast.domain.phases import Phase, Trail
 
 __all__ = [
     "Cancelled",
@@ -22,6 +24,7 @@ __all__ = [
     "DeadlineExceeded",
     "HoldfastError",
     "InsufficientBudget",
+    "PhaseTimeout",
     "ScopeEnded",
     "UsageError",
 ]
@@ -43,7 +46,19 @@ class ScopeEnded(HoldfastError):
 
 
 class DeadlineExceeded(ScopeEnded, TimeoutError):
-    """The limit of a scope is spent. A `TimeoutError`, so `except TimeoutError` sees it."""
+    """The limit of a scope is spent. A `TimeoutError`, so `except TimeoutError` sees it.
+
+    Attributes:
+        trail: record of the call over the network that was under way then; none when the time was
+            not spent in one.
+    """
+
+    trail: Trail | None = None
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase of that call in which the time ran out, `Phase.HEADER`; none without one."""
+        return None if self.trail is None else self.trail.phase
 
     # OSError, a base of TimeoutError, has a __str__ of its own that comes first in C.
     def __str__(self) -> str:
@@ -56,6 +71,28 @@ class InsufficientBudget(DeadlineExceeded):
 
 class Cancelled(ScopeEnded):
     """A scope was cancelled, and not by its deadline."""
+
+
+class PhaseTimeout(HoldfastError, TimeoutError):
+    """A phase of a call has used up its share, while the whole has time left.
+
+    So, unlike after a `DeadlineExceeded`, trying again can help.
+
+    Attributes:
+        trail: record of the call: what every phase took, and every address.
+    """
+
+    def __init__(self, trail: Trail) -> None:
+        super().__init__(trail)
+        self.trail = trail
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase whose share is spent, for example `Phase.CONNECT`."""
+        return self.trail.phase
+
+    def __str__(self) -> str:
+        return self.trail.line()
 
 
 class UsageError(HoldfastError, RuntimeError):

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Literal, cast
 
-from holdfast.domain.errors import DeadlineExceeded, ScopeEnded
+from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout, ScopeEnded
+from holdfast.domain.phases import DIALLING, Phase
 
 __all__ = ["ROWS", "Fault", "Finding", "Retry", "Row", "classify", "examine", "is_retryable"]
 
@@ -94,6 +95,7 @@ class Finding:
 
 
 _UNKNOWN: Final = Finding(Fault.UNKNOWN, Retry.NEVER)
+_UNSENT: Final = frozenset({Phase.POOL, *DIALLING})
 _DEPTH: Final = 16
 _ALWAYS, _SAFE, _NEVER = Retry.ALWAYS, Retry.IDEMPOTENT, Retry.NEVER
 
@@ -340,6 +342,10 @@ def _examine(exc: BaseException, seen: set[int]) -> Finding:
         return Finding(
             fault, Retry.NEVER, f"{type(exc).__module__}.{type(exc).__qualname__}", "scope"
         )
+    if isinstance(exc, PhaseTimeout):
+        # A share is spent, and the whole is not. Until the request goes out, nothing was sent.
+        retry = _ALWAYS if exc.phase in _UNSENT else _SAFE
+        return Finding(Fault.TIMED_OUT, retry, "holdfast.domain.errors.PhaseTimeout", "scope")
     row, wrapper = _match(exc)
     if wrapper is None and row is not None:
         return _found(row, exc)

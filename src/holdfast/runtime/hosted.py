@@ -11,6 +11,7 @@ from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import ANONYMOUS, Carried
 from holdfast.domain.errors import Cancelled, DeadlineExceeded, ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.phases import Trail
 from holdfast.domain.tree import Node, Outcome, Refusal
 from holdfast.runtime.driver import Driver
 from holdfast.runtime.ledger import Ledger
@@ -59,6 +60,7 @@ class HostedNode(Node):
     generator: CodeType | None = None
     ledger: Ledger | None = None
     reserve: Duration | None = None
+    trail: Trail | None = None
     closers: list[Callable[[HostedNode], object]] | None = None
     bounds: bool = False
     """Whether what is right below it is a request of its own, as with the scope of a worker."""
@@ -134,6 +136,18 @@ class HostedNode(Node):
         if self.outcome is not None:
             return False
         return self.driver.begin(self, self.cause_of(kind, self.driver.now(), detail))
+
+    def blame(self, trail: Trail) -> None:
+        """A call over the network was under way here when the cancellation came.
+
+        The error of the scope where that began will say so, and in which phase the call was. The
+        first one to be blamed stays.
+        """
+        node: Node | None = self
+        while node is not None and node.cause is None:
+            node = node.parent
+        if isinstance(node, HostedNode) and node.trail is None:
+            node.trail = trail
 
     def cancel_node(self, cause: Cause) -> bool:
         """Record `cause` in the tree without delivering it; for the driver."""
@@ -345,9 +359,15 @@ class HostedNode(Node):
         return all(code is not self.generator for code, _ in chain)
 
 
-def error_for(cause: Cause) -> ScopeEnded:
-    """The error of a scope that ended because of `cause`."""
-    return DeadlineExceeded(cause) if cause.kind is CauseKind.DEADLINE else Cancelled(cause)
+def error_for(cause: Cause, trail: Trail | None = None) -> ScopeEnded:
+    """The error of a scope that ended because of `cause`, in the midst of the call of `trail`."""
+    if cause.kind is not CauseKind.DEADLINE:
+        return Cancelled(cause)
+    error = DeadlineExceeded(cause)
+    if trail is not None:
+        error.trail = trail
+        error.add_note(trail.line())
+    return error
 
 
 def seconds_of(value: Duration, call: str) -> Duration:

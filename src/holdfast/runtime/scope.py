@@ -14,6 +14,7 @@ import asyncio
 import os
 import sys
 from contextvars import ContextVar
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 
@@ -297,7 +298,9 @@ class Scope(HostedNode):
         expired = cause.kind is CauseKind.DEADLINE
         self.shut(Outcome.EXPIRED if expired else Outcome.CANCELLED)
         del task  # the error may become its result, and holds this frame: no circle
-        raise error_for(cause) from exc
+        if self.trail is not None and not cause.detail:
+            self.cause = cause = replace(cause, detail=self.trail.brief())
+        raise error_for(cause, self.trail) from exc
 
     def _pass_on(self) -> None:
         """A scope above that was cancelled meanwhile had to wait for this one: it is its turn."""

@@ -1,0 +1,389 @@
+"""The phases of a call over the network: what each may take of one budget, and what it took.
+
+    pool.wait -> dns.resolve -> tcp.connect -> proxy.connect -> tls.handshake
+              -> http.request -> http.header -> http.body        (or grpc.header -> grpc.message)
+
+`Shares` says how much of what is left a phase may take when it begins, so that what an earlier one
+did not use carries over. A `Trail` is the record of one call: phase by phase, address by address.
+The names are the same for every client, in errors, on spans and in metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+
+__all__ = [
+    "DEFAULT_SHARES",
+    "DIALLING",
+    "Attempt",
+    "Ended",
+    "Phase",
+    "Shares",
+    "Step",
+    "Trail",
+]
+
+
+class Phase(StrEnum):
+    """What a call waits for. The values are stable: they are in errors, spans and metrics."""
+
+    POOL = "pool.wait"
+    DNS = "dns.resolve"
+    CONNECT = "tcp.connect"
+    PROXY = "proxy.connect"
+    TLS = "tls.handshake"
+    REQUEST = "http.request"
+    HEADER = "http.header"
+    BODY = "http.body"
+    GRPC_HEADER = "grpc.header"
+    GRPC_MESSAGE = "grpc.message"
+
+    @property
+    def event(self) -> str:
+        """Name of the event that says that the time was spent here, `tcp.connect.timeout`."""
+        return f"{self.value}.timeout"
+
+
+DIALLING: Final = (Phase.DNS, Phase.CONNECT, Phase.PROXY, Phase.TLS)
+"""The phases of a dial. In all of them nothing of the request has been sent."""
+
+_ORDER: Final = {phase: place for place, phase in enumerate(Phase)}
+# The numbers leave a healthy call far more than it needs, and a tenth of a second for the body.
+_WEIGHTS: Final[Mapping[Phase, float]] = MappingProxyType(
+    {
+        Phase.POOL: 0.10,
+        Phase.DNS: 0.15,
+        Phase.CONNECT: 0.20,
+        Phase.PROXY: 0.20,
+        Phase.TLS: 0.20,
+        Phase.REQUEST: 0.10,
+        Phase.HEADER: 0.25,
+        Phase.BODY: 0.10,
+        Phase.GRPC_HEADER: 0.25,
+        Phase.GRPC_MESSAGE: 0.10,
+    }
+)
+# One lost packet must be survived: a resolver asks again after a second at most, and Linux sends a
+# SYN again after one second (RFC 6298, section 2).
+_FLOORS: Final[Mapping[Phase, Duration]] = MappingProxyType(
+    {Phase.DNS: 1.0, Phase.CONNECT: 1.5, Phase.PROXY: 1.0, Phase.TLS: 1.0}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How one budget is divided over the phases of a call.
+
+    A phase may take its weight, among those of itself and of the phases still to come, of what is
+    left when it begins; at least its floor, at most what is left. For the phases in `bounded` that
+    is a limit. The others may take all that is left, and the share only says what was meant.
+
+    With short budgets the floors rule, and a phase is bounded by the whole alone. With long ones a
+    dead name server cannot eat the time of what comes after it.
+
+    Attributes:
+        weights: by phase, positive; relative to one another.
+        floors: seconds, by phase; none where a phase is not named.
+        bounded: phases whose share is a limit: by default those of a dial. To bound
+            `http.header` means to give up on a server that works for longer than its share.
+
+    Raises:
+        ValueError: a weight is not positive, a floor is negative, or a bounded phase has no weight.
+    """
+
+    weights: Mapping[Phase, float] = field(default_factory=lambda: _WEIGHTS)
+    floors: Mapping[Phase, Duration] = field(default_factory=lambda: _FLOORS)
+    bounded: Collection[Phase] = DIALLING
+
+    def __post_init__(self) -> None:
+        for phase, weight in self.weights.items():
+            if not 0 < weight < NEVER:
+                raise ValueError(f"the weight of {phase.value} must be positive, got {weight}")
+        for phase, floor in self.floors.items():
+            if not floor >= 0:
+                raise ValueError(f"the floor of {phase.value} must not be negative, got {floor}")
+        for phase in self.bounded:
+            if phase not in self.weights:
+                raise ValueError(f"{phase.value} is bounded, so it needs a weight")
+
+    def share(self, phase: Phase, left: Duration, ahead: Collection[Phase] = ()) -> Duration:
+        """Seconds that are meant for `phase`.
+
+        Args:
+            phase: the one that begins; without a weight it may take all.
+            left: seconds that are left for the whole; infinite without a limit.
+            ahead: the phases that are still to come.
+        """
+        weight = self.weights.get(phase)
+        if left == NEVER or weight is None:
+            return left
+        total = weight + sum(self.weights.get(later, 0.0) for later in ahead)
+        return max(0.0, min(left, max(self.floors.get(phase, 0.0), left * (weight / total))))
+
+
+DEFAULT_SHARES: Final = Shares()
+
+
+class Ended(StrEnum):
+    """How a phase ended."""
+
+    DONE = "done"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Step(NamedTuple):
+    """One phase that is over.
+
+    Attributes:
+        phase: which.
+        began: seconds after the call began.
+        took: seconds.
+        share: seconds that were meant for it.
+        left: seconds that were left of the whole when it began.
+        ended: how.
+        detail: what else is known, for people: name servers, an error; may be empty.
+    """
+
+    phase: Phase
+    began: Duration
+    took: Duration
+    share: Duration
+    left: Duration
+    ended: Ended
+    detail: str = ""
+
+
+class Attempt(NamedTuple):
+    """One address that was tried.
+
+    Attributes:
+        address: for people, `10.0.0.7:443` or `[::1]:443`.
+        began: seconds after the call began.
+        took: seconds.
+        result: `connected`, `timeout`, `cancelled` (another one was faster), or the error.
+    """
+
+    address: str
+    began: Duration
+    took: Duration
+    result: str
+
+
+_MOST: Final = 64
+"""Steps and attempts that are kept of one call; a chain of redirects may be long."""
+
+_FULL_ROUTE: Final = tuple(phase for phase in Phase if not phase.value.startswith("grpc."))
+
+
+class Trail:
+    """The record of one call, written while it runs. One writer at a time.
+
+    Attributes:
+        target: what is called, for people: `orders.local:443`, or `GET http://orders.local/1`.
+        client: name of the library that calls, `httpx`, `aiohttp`; empty for a dial of ours.
+        begun: monotonic instant at which it began.
+        limit: monotonic instant at which it must be over; infinite without a limit.
+        shares: how the budget is divided.
+        route: the phases that this call goes through; those after the present one share the rest.
+        sent: bytes that the peer's kernel or our own has taken.
+        received: bytes that came.
+        redirects: how often the call was sent elsewhere.
+        interim: status of the last interim response (1xx); 0 without one.
+        attempts: the addresses that were tried.
+        steps: the phases that are over.
+        current: the phase under way; none between phases and at the end.
+    """
+
+    __slots__ = (
+        "_began",
+        "_left",
+        "_share",
+        "attempts",
+        "begun",
+        "client",
+        "current",
+        "interim",
+        "limit",
+        "received",
+        "redirects",
+        "route",
+        "sent",
+        "shares",
+        "steps",
+        "target",
+    )
+
+    def __init__(
+        self,
+        target: str,
+        begun: Instant,
+        limit: Instant = NEVER,
+        shares: Shares = DEFAULT_SHARES,
+        *,
+        client: str = "",
+        route: tuple[Phase, ...] = _FULL_ROUTE,
+    ) -> None:
+        self.target = target
+        self.client = client
+        self.begun = begun
+        self.limit = limit
+        self.shares = shares
+        self.route = route
+        self.sent = self.received = self.redirects = self.interim = 0
+        self.attempts: list[Attempt] = []
+        self.steps: list[Step] = []
+        self.current: Phase | None = None
+        self._began: Instant = begun
+        self._share: Duration = NEVER
+        self._left: Duration = NEVER
+
+    # -- written by the one who calls ------------------------------------------------------------
+
+    def begin(self, phase: Phase, now: Instant) -> Instant:
+        """`phase` begins, and the one under way is done; the instant by which it must be over.
+
+        That is the end of its share where shares bound the phase, and the limit of the whole
+        elsewhere; never later than the latter.
+        """
+        if self.current is not None:
+            self.end(now)
+        self.current = phase
+        self._began = now
+        limit = self.limit
+        if limit == NEVER:
+            self._share = self._left = NEVER
+            return NEVER
+        self._left = left = max(0.0, limit - now)
+        place = _ORDER[phase]
+        ahead = [later for later in self.route if _ORDER[later] > place]
+        self._share = share = self.shares.share(phase, left, ahead)
+        return min(limit, now + share) if phase in self.shares.bounded else limit
+
+    def end(self, now: Instant, ended: Ended = Ended.DONE, detail: str = "") -> None:
+        """The phase under way is over; nothing happens when there is none."""
+        phase, self.current = self.current, None
+        if phase is not None and len(self.steps) < _MOST:
+            began = self._began
+            self.steps.append(
+                Step(
+                    phase,
+                    began - self.begun,
+                    max(0.0, now - began),
+                    self._share,
+                    self._left,
+                    ended,
+                    detail,
+                )
+            )
+
+    def tried(self, address: str, began: Instant, now: Instant, result: str) -> None:
+        """An address was tried, from `began` to `now`."""
+        if len(self.attempts) < _MOST:
+            self.attempts.append(Attempt(address, began - self.begun, now - began, result))
+
+    # -- read by everybody -----------------------------------------------------------------------
+
+    def spent(self, now: Instant) -> bool:
+        """Whether the limit of the whole is spent."""
+        return self.limit <= now
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase under way, or else the last one; none before the first."""
+        if self.current is not None:
+            return self.current
+        return self.steps[-1].phase if self.steps else None
+
+    @property
+    def event(self) -> str:
+        """`tcp.connect.timeout` and the like, when the last phase ended so; empty otherwise."""
+        if self.current is not None or not self.steps:
+            return ""
+        last = self.steps[-1]
+        return last.phase.event if last.ended is Ended.TIMEOUT else ""
+
+    @property
+    def took(self) -> dict[Phase, Duration]:
+        """Seconds by phase, over all redirects and attempts, in the order of their beginning."""
+        total: dict[Phase, Duration] = {}
+        for step in self.steps:
+            total[step.phase] = total.get(step.phase, 0.0) + step.took
+        return total
+
+    @property
+    def elapsed(self) -> Duration:
+        """Seconds from the beginning of the call to the end of its last phase."""
+        if not self.steps:
+            return 0.0
+        last = self.steps[-1]
+        return last.began + last.took
+
+    def brief(self) -> str:
+        """How it ended, in a few words, without addresses: it may travel to other hops."""
+        if not self.steps:
+            return f"{self.target}: not begun"
+        last = self.steps[-1]
+        what = self.event or f"{last.phase.value} {last.ended.value}"
+        return f"{what} at {self.target} after {format_duration(last.took)}"
+
+    def line(self) -> str:
+        """Everything in one readable line."""
+        text = self.brief()
+        if not self.steps:
+            return text
+        last = self.steps[-1]
+        if last.share != NEVER:
+            text += f" (share {format_duration(last.share)} of {format_duration(last.left)} left)"
+        if last.detail:
+            text += f", {last.detail}"
+        before = self.took
+        before[last.phase] -= last.took
+        parts = [f"{p.value} {format_duration(s)}" for p, s in before.items() if s > 0]
+        if self.sent or self.received:
+            parts.append(f"{self.sent} bytes sent, {self.received} received")
+        if self.interim:
+            parts.append(f"last interim response {self.interim}")
+        if self.redirects:
+            parts.append(f"{self.redirects} redirects")
+        if last.phase is Phase.CONNECT:
+            parts += [f"{a.address} {a.result} {format_duration(a.took)}" for a in self.attempts]
+        return text + (f"; {', '.join(parts)}" if parts else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and for the attributes of a span; what has no limit is null."""
+        last = self.steps[-1] if self.steps else None
+        return {
+            "target": self.target,
+            "client": self.client,
+            "event": self.event,
+            "phase": None if last is None else last.phase.value,
+            "budget_s": _finite(self.limit - self.begun),
+            "elapsed_s": round(self.elapsed, 6),
+            "share_s": None if last is None else _finite(last.share),
+            "left_s": None if last is None else _finite(last.left),
+            "detail": "" if last is None else last.detail,
+            "bytes_sent": self.sent,
+            "bytes_received": self.received,
+            "redirects": self.redirects,
+            "interim_status": self.interim,
+            "phases_s": {phase.value: round(took, 6) for phase, took in self.took.items()},
+            "addresses": [
+                {"address": a.address, "took_s": round(a.took, 6), "result": a.result}
+                for a in self.attempts
+            ],
+        }
+
+    def __repr__(self) -> str:
+        return f"<Trail {self.line()}>"
+
+
+def _finite(seconds: Duration) -> Duration | None:
+    return None if seconds == NEVER else round(seconds, 6)
