@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from holdfast.adapters.grpc_server import GrpcServer
+from holdfast.adapters.grpc_server import GrpcCalls, GrpcServer
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
 from holdfast.runtime.clock import monotonic
 from tests.adapters.embedding import SHUTDOWN, run
@@ -27,20 +27,32 @@ def _plain(value: bytes) -> bytes:
     return value
 
 
+def _thread(request: bytes, context: Any) -> bytes:
+    return b"ok"
+
+
 class Served:
     def __init__(self, lame_duck: float = 0.5, *, watched: bool = True) -> None:
         self.lines: list[str] = []
         self.steps: list[str] = []
-        self.inner = grpc.aio.server()
-        handler = grpc.unary_unary_rpc_method_handler(self._sleep, _plain, _plain)
+        self.closed = asyncio.Event()
+        self.calls = GrpcCalls()
+        self.inner = grpc.aio.server(interceptors=[self.calls])
+        handlers = {
+            "Sleep": grpc.unary_unary_rpc_method_handler(self._sleep, _plain, _plain),
+            "Ticks": grpc.stream_stream_rpc_method_handler(self._ticks, _plain, _plain),
+            "Writes": grpc.unary_stream_rpc_method_handler(self._writes, _plain, _plain),
+            "Thread": grpc.unary_unary_rpc_method_handler(_thread, _plain, _plain),
+        }
         self.inner.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("shop", {"Sleep": handler}),)
+            (grpc.method_handlers_generic_handler("shop", handlers),)
         )
         self.health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.inner)
         self.port = self.inner.add_insecure_port("127.0.0.1:0")
         self.server = GrpcServer(
             self.inner,
+            calls=self.calls,
             health=self.health if watched else None,
             lame_duck=lame_duck,
             tell=self._tell,
@@ -49,6 +61,8 @@ class Served:
 
     def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
         self.steps.append(subject)
+        if subject == "lame_duck_over":
+            self.closed.set()
 
     async def _sleep(self, request: bytes, context: Any) -> bytes:
         try:
@@ -57,6 +71,16 @@ class Served:
             self.lines.append("cancelled")
             raise
         return b"ok"
+
+    async def _ticks(self, request: Any, context: Any) -> Any:
+        async for seconds in request:
+            await asyncio.sleep(float(seconds))
+            yield b"tick"
+
+    async def _writes(self, request: bytes, context: Any) -> None:
+        for _ in range(3):
+            await asyncio.sleep(float(request))
+            await context.write(b"tick")
 
     async def __aenter__(self) -> Served:
         await self.server.start()
@@ -97,6 +121,46 @@ def test_it_says_not_serving_and_serves_until_the_lame_duck_is_over() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await served.call(0.0)
             assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(None, main())
+
+
+def test_no_answer_is_lost_on_its_way() -> None:
+    # Without the count of calls, grpc loses one in a hundred here: see the adapter.
+    async def main() -> None:
+        for _ in range(8):
+            async with Served(lame_duck=0.05) as served:
+                calls = [asyncio.ensure_future(served.call(0.15)) for _ in range(40)]
+                await asyncio.sleep(0.05)
+                await served.server.stop(await prepare(served.server, 5))
+                assert await asyncio.gather(*calls) == [b"ok"] * 40
+
+    run(None, main())
+
+
+def test_new_calls_are_turned_away_while_streams_end() -> None:
+    async def main() -> None:
+        async with Served(lame_duck=0.05) as served:
+            ticks = served.channel.stream_stream("/shop/Ticks", _plain, _plain)()
+            await ticks.write(b"0")
+            assert await ticks.read() == b"tick"
+            writes = served.channel.unary_stream("/shop/Writes", _plain, _plain)(b"0.2")
+            assert await served.channel.unary_unary("/shop/Thread", _plain, _plain)(b"") == b"ok"
+            assert served.calls.in_flight == 2
+            stop = asyncio.create_task(served.server.stop(await prepare(served.server, 5)))
+            await served.closed.wait()
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await served.call(0.0)
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert failed.value.details() == "the server is draining"
+            assert [message async for message in writes] == [b"tick"] * 3
+            assert not stop.done()
+            await ticks.write(b"0")
+            assert await ticks.read() == b"tick"
+            await ticks.done_writing()
+            await stop
+            assert await ticks.code() is grpc.StatusCode.OK
+            assert served.calls.in_flight == 0
 
     run(None, main())
 

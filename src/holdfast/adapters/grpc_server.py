@@ -1,21 +1,33 @@
 """grpc.aio, embedded: the life of its server. Deadlines and identity are carried elsewhere.
 
-    server = grpc.aio.server()
+    calls = GrpcCalls()
+    server = grpc.aio.server(interceptors=[calls])
     health = grpc_health.v1.health.aio.HealthServicer()     # where grpcio-health-checking is there
-    host.add("grpc", GrpcServer(server, health=health))
+    host.add("grpc", GrpcServer(server, calls=calls, health=health))
 
 gRPC has no signal handling and a stop of its own: two GOAWAYs, then what is in flight until the
-grace is over. What it lacks is the time before that. A call whose stream arrives between the two
-GOAWAYs is answered with CANCELLED, which clients do not try again by default; so first the health
-service says NOT_SERVING, clients and load balancers that watch it go elsewhere, and the server is
-told to stop after a lame duck.
+grace is over. It loses calls in two ways.
+
+A call whose stream arrives between the two GOAWAYs is answered with CANCELLED, which clients do not
+try again by default; so first the health service says NOT_SERVING, clients and load balancers that
+watch it go elsewhere, and the server is told to stop after a lame duck.
+
+And a connection that has got its GOAWAY is closed with the last of its answers, whether or not the
+client has read them. When the client sends anything meanwhile (a window update will do), its kernel
+is told to reset the connection, and throws away what was not read yet: on two busy cores, 17 of
+2,400 calls that were answered in full. So with `calls` the server stops only when nothing is in
+flight: an idle connection is closed when its client has answered a ping, and so read everything.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
 
+import grpc
 import grpc.aio
 
 from holdfast.domain.instant import Duration, Instant
@@ -25,10 +37,13 @@ from holdfast.runtime.bell import Bell
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.tasks import aside
 
-__all__ = ["GrpcHealth", "GrpcServer"]
+__all__ = ["GrpcCalls", "GrpcHealth", "GrpcServer"]
 
 _LATE: Final[Duration] = 0.2
 """Seconds of the drain that are left for what is cancelled."""
+
+_FLUSH: Final[Duration] = 0.1
+"""Seconds between the end of the last handler and the GOAWAY."""
 
 
 class GrpcHealth(Protocol):
@@ -39,11 +54,86 @@ class GrpcHealth(Protocol):
         ...
 
 
+class GrpcCalls(grpc.aio.ServerInterceptor):
+    """Counts the calls that are in flight, and turns new ones away while the server drains.
+
+    Only calls to handlers of `grpc.aio` are counted, which are coroutines and async generators. A
+    plain function, which grpc runs in a thread, is served as it is.
+
+    Attributes:
+        in_flight: calls whose handlers run.
+    """
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._closed = False
+        self._idle: Callable[[], object] | None = None
+
+    def close(self, idle: Callable[[], object]) -> None:
+        """Turn new calls away with UNAVAILABLE; `idle` is called when none is in flight."""
+        self._closed = True
+        self._idle = idle
+        self._look()
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the handler of a call; for grpc."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        for kind in ("unary_unary", "stream_unary"):
+            inner = getattr(handler, kind)
+            if inspect.iscoroutinefunction(inner):
+                return handler._replace(**{kind: self._one(inner)})
+        for kind in ("unary_stream", "stream_stream"):
+            inner = getattr(handler, kind)
+            if inspect.isasyncgenfunction(inner):
+                return handler._replace(**{kind: self._many(inner)})
+            if inspect.iscoroutinefunction(inner):  # it writes to its context
+                return handler._replace(**{kind: self._one(inner)})
+        return handler
+
+    def _one(self, inner: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+        async def counted(request: Any, context: Any) -> Any:
+            await self._admit(context)
+            with self._counted():
+                return await inner(request, context)
+
+        return counted
+
+    def _many(self, inner: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+        async def counted(request: Any, context: Any) -> AsyncIterator[Any]:
+            await self._admit(context)
+            with self._counted():
+                async for message in inner(request, context):
+                    yield message
+
+        return counted
+
+    async def _admit(self, context: Any) -> None:
+        if self._closed:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._look()
+
+    def _look(self) -> None:
+        if self._idle is not None and not self.in_flight:
+            self._idle()
+
+
 class GrpcServer:
     """A component that serves by grpc.aio.
 
     Args:
         server: with its services and ports, not started.
+        calls: the interceptor that the server was made with; without it what is answered last
+            may be lost (see the module).
         health: its health service, where it has one.
         lame_duck: seconds between NOT_SERVING and the stop; no more than half of the time there is.
         tell: is told of each step.
@@ -53,11 +143,13 @@ class GrpcServer:
         self,
         server: grpc.aio.Server,
         *,
+        calls: GrpcCalls | None = None,
         health: GrpcHealth | None = None,
         lame_duck: Duration = 1.0,
         tell: Tell | None = None,
     ) -> None:
         self._server = server
+        self._calls = calls
         self._health = health
         self._lame_duck = lame_duck
         self._tell = tell
@@ -92,6 +184,12 @@ class GrpcServer:
         if not self._hurried and now() < until:
             await self._bell.wait(until)
         self._say("lame_duck_over", "new calls are refused")
+        if self._calls is not None and not self._hurried:
+            self._bell = idle = Bell()
+            self._calls.close(idle.ring)
+            await idle.wait(deadline - _LATE)
+            # A handler that has returned is not an answer that has left.
+            await Bell().wait(min(now() + _FLUSH, deadline - _LATE))
         self._stopping = True
         grace = 0.0 if self._hurried else max(0.0, deadline - _LATE - now())
         await self._server.stop(grace)
