@@ -6,6 +6,8 @@
     |   |   +-- InsufficientBudget   not begun: what is left cannot suffice
     |   +-- Cancelled                a scope was cancelled for another reason
     +-- PhaseTimeout                 also a TimeoutError: a phase of a call has used up its share
+    +-- StreamTimeout                also a TimeoutError: a deadline of a stream has passed
+    +-- LimitExceeded                also a ValueError: more came than a reader may deliver
     +-- UsageError                   also a RuntimeError: the call itself is wrong
     +-- ConfigError                  also a ValueError: a setting is wrong, with its path
 
@@ -24,8 +26,10 @@ __all__ = [
     "DeadlineExceeded",
     "HoldfastError",
     "InsufficientBudget",
+    "LimitExceeded",
     "PhaseTimeout",
     "ScopeEnded",
+    "StreamTimeout",
     "UsageError",
 ]
 
@@ -93,6 +97,41 @@ class PhaseTimeout(HoldfastError, TimeoutError):
 
     def __str__(self) -> str:
         return self.trail.line()
+
+
+class StreamTimeout(HoldfastError, TimeoutError):
+    """A deadline of a stream has passed. No byte is lost: with a later one it can be used again.
+
+    Attributes:
+        what: `read`, `write` or `forced break`; after the last the connection is gone.
+        peer: the other side, for people.
+        moved: bytes that this call had moved; of a read they come with the next one.
+    """
+
+    def __init__(self, what: str, peer: str, moved: int = 0) -> None:
+        super().__init__(what, peer, moved)
+        self.what = what
+        self.peer = peer
+        self.moved = moved
+
+    def __str__(self) -> str:
+        text = f"the deadline for a {self.what} has passed, peer {self.peer}"
+        return f"{text}, {self.moved} bytes moved" if self.moved else text
+
+
+class LimitExceeded(HoldfastError, ValueError):
+    """More came than a reader was to deliver.
+
+    Attributes:
+        most: bytes that it delivers.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.most = most
+
+    def __str__(self) -> str:
+        return f"there is more than the {self.most} bytes that are allowed"
 
 
 class UsageError(HoldfastError, RuntimeError):
