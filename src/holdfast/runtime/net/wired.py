@@ -74,7 +74,7 @@ class Wired:
         self._reads = Side(self, "read")
         self._writes = Side(self, "write")
         self._buffer = bytearray()
-        self._written: int = 0
+        self._written = self._dropped = 0
         self._eof = self._full = self._held = self._stalled = self._tls = False
         self._error: BaseException | None = None
         self._gone: asyncio.Future[None] = self.loop.create_future()
@@ -171,6 +171,7 @@ class Wired:
         """
         if self._gone.done() or self._transport is None:
             return
+        self._dropped = self._unsent()
         self.closed = True
         sock = self._transport.get_extra_info("socket")
         if reset and sock is not None and sock.fileno() >= 0:
@@ -211,8 +212,13 @@ class Wired:
     @property
     def sent(self) -> int:
         """Bytes that the kernel has taken, before encryption."""
-        waiting: int = 0 if self._transport is None else self._transport.get_write_buffer_size()
-        return max(0, self._written - waiting)
+        return max(0, self._written - self._unsent())
+
+    def _unsent(self) -> int:
+        if self.closed or self._transport is None:  # a TLS transport that is gone cannot tell
+            return self._dropped
+        waiting: int = self._transport.get_write_buffer_size()
+        return waiting
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What the loop's transport knows: `socket`, `peername`, `ssl_object`, ..."""
