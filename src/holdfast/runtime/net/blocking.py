@@ -1,0 +1,239 @@
+"""Sockets for threads: nothing there can be cancelled, so every single wait is bounded.
+
+A time-out of a socket bounds one wait, and a peer that sends a byte now and then is never late. A
+`BoundSocket` lets each wait take what is left *then*, until an instant; and the instant is that of
+the call which the thread works for, so a connection may be kept and used by the next one.
+
+    with within_limit(call.limit, call.trail):
+        sock.sendall(request)
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final, Literal, Protocol, cast
+
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.phases import Trail
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.net.kernel import persevere
+
+__all__ = ["BoundSocket", "bound_of", "within_limit"]
+
+_SLICE: Final = 65_536
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class _Bound(threading.local):
+    """What the call that this thread works for may take."""
+
+    at: Instant = NEVER
+    trail: Trail | None = None
+
+
+_BOUND: Final = _Bound()
+
+
+class Bound(Protocol):
+    """What bounds a wait: an instant, and the record of the call."""
+
+    @property
+    def at(self) -> Instant: ...
+    @property
+    def trail(self) -> Trail | None: ...
+
+
+def bound_of() -> Bound:
+    """What bounds the waits of this thread now."""
+    return _BOUND
+
+
+@contextmanager
+def within_limit(limit: Instant, trail: Trail | None = None) -> Generator[None]:
+    """Bound the waits of this thread in the block.
+
+    Args:
+        limit: monotonic instant; never later than that of a block around this one.
+        trail: the record of the call, whose bytes are counted.
+    """
+    before = (_BOUND.at, _BOUND.trail)
+    _BOUND.at = min(before[0], limit)
+    if trail is not None:
+        _BOUND.trail = trail
+    try:
+        yield
+    finally:
+        _BOUND.at, _BOUND.trail = before
+
+
+class BoundSocket:
+    """A connected socket, plain or TLS, whose every wait ends with the call; otherwise as it was.
+
+    What it adds to `socket.socket`: sending is cut into slices, each of which may take what is left
+    then; and after a wait that was too long while sending, closing drops what was not sent. There
+    `TimeoutError` is raised, as a socket does, and when a time-out of its own is shorter, that
+    counts.
+
+    Args:
+        inner: a `socket.socket` or an `SSLSocket`; it belongs to this from now on.
+    """
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner: Any = inner
+        self._own: Duration = _seconds(inner.gettimeout())
+        self._readers = 0
+        self._closed = self._stalled = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    # -- time-outs -------------------------------------------------------------------------------
+
+    def settimeout(self, seconds: Duration | None) -> None:
+        """A time-out of its own for each wait; none for no other than that of the call."""
+        self._own = _seconds(seconds)
+
+    def setblocking(self, blocking: bool) -> None:
+        """As of a socket."""
+        self._own = NEVER if blocking else 0.0
+
+    def gettimeout(self) -> Duration | None:
+        """Seconds that a wait which begins now may take; none without a bound."""
+        left = min(self._own, max(0.0, _BOUND.at - monotonic()))
+        return None if left == NEVER else left
+
+    def _arm(self) -> None:
+        if self._own == 0.0:
+            self.inner.settimeout(0.0)
+            return
+        if _BOUND.at == NEVER:
+            self.inner.settimeout(None if self._own == NEVER else self._own)
+            return
+        left = _BOUND.at - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.inner.settimeout(min(left, self._own))
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As of a socket."""
+        data = cast(bytes, persevere(lambda: self._armed().recv(size, flags)))
+        self._count(len(data))
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As of a socket."""
+        size = cast(int, persevere(lambda: self._armed().recv_into(buffer, nbytes, flags)))
+        self._count(size)
+        return size
+
+    def _armed(self) -> Any:
+        self._arm()
+        return self.inner
+
+    @staticmethod
+    def _count(size: int) -> None:
+        if _BOUND.trail is not None:
+            _BOUND.trail.received += size
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """As of a socket."""
+        try:
+            size = cast(int, persevere(lambda: self._armed().send(data, flags)))
+        except TimeoutError:
+            self._stalled = True
+            raise
+        if _BOUND.trail is not None:
+            _BOUND.trail.sent += size
+        return size
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """As of a socket; all of it together ends with the call."""
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view):
+            at += self.send(view[at : at + _SLICE], flags)
+
+    # -- TLS -------------------------------------------------------------------------------------
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As of an `SSLSocket`; the whole handshake ends with the call."""
+        self._arm()
+        self.inner.do_handshake(block)
+
+    def unwrap(self) -> Any:
+        """As of an `SSLSocket`."""
+        self._arm()
+        return self.inner.unwrap()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **_: Any) -> Any:
+        """A binary file that reads or writes it, as of a socket."""
+        if "b" not in mode:
+            raise ValueError(f"only binary files are made, got mode {mode!r}")
+        raw_mode = cast(Literal["r", "w", "rw"], mode.replace("b", ""))
+        raw = socket.SocketIO(cast(Any, self), raw_mode)
+        self._readers += 1
+        size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
+        if size == 0:
+            return raw
+        return io.BufferedWriter(raw, size) if raw_mode == "w" else io.BufferedReader(raw, size)
+
+    def _decref_socketios(self) -> None:  # pyright: ignore[reportUnusedFunction] - SocketIO does
+        self._readers -= 1
+        if self._closed and self._readers <= 0:
+            self._really_close()
+
+    def close(self) -> None:
+        """Close; when a file that was made of it is open, with that one."""
+        self._closed = True
+        if self._readers <= 0:
+            self._really_close()
+
+    def _really_close(self) -> None:
+        if self._stalled:
+            self.abort()
+        else:
+            self.inner.close()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is dropped, and the peer told by a reset."""
+        self._closed = True
+        if self.inner.fileno() >= 0:
+            try:
+                self.inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            finally:
+                self.inner.close()
+
+    def detach(self) -> int:
+        """As of a socket: give the descriptor away."""
+        self._closed = True
+        return cast(int, self.inner.detach())
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether it speaks TLS."""
+        return isinstance(self.inner, ssl.SSLSocket)
+
+    def __enter__(self) -> BoundSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"BoundSocket({self.inner!r})"
+
+
+def _seconds(timeout: Duration | None) -> Duration:
+    return NEVER if timeout is None else timeout
