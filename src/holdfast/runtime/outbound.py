@@ -120,7 +120,18 @@ class Call:
         trail: its record.
     """
 
-    __slots__ = ("_host", "begun", "here", "ledger", "limit", "name", "now", "outbound", "trail")
+    __slots__ = (
+        "_host",
+        "_told",
+        "begun",
+        "here",
+        "ledger",
+        "limit",
+        "name",
+        "now",
+        "outbound",
+        "trail",
+    )
 
     def __init__(self, outbound: Outbound, method: str, host: str, path: str, target: str) -> None:
         here = ambient()
@@ -132,6 +143,7 @@ class Call:
         self.begun = self.now()
         self.limit = NEVER if here is None else here.limit
         self.ledger = ledger()
+        self._told = False
         self.name = f"{method} {self._host}{path}"[:_LONGEST_NAME]
         self.trail = Trail(
             f"{method} {target}",
@@ -236,10 +248,11 @@ class Call:
         return exc
 
     def done(self, error: BaseException | None = None) -> None:
-        """The call is over: whoever watches calls is told."""
+        """The call is over: whoever watches calls is told, once."""
         self.trail.end(self.now())
         observer = self.outbound.options.observer
-        if observer is not None:
+        if observer is not None and not self._told:
+            self._told = True
             observer.call_ended(self.trail, error)
 
     def cause(self, detail: str, *below: Cause, kind: CauseKind = CauseKind.DEADLINE) -> Cause:

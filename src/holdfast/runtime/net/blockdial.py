@@ -1,6 +1,6 @@
 """The dial for threads: the same phases and shares, without a loop.
 
-sock = dial_blocking("orders.local", 443, tls=ssl.create_default_context())
+    sock = dial_blocking("orders.local", 443, tls=ssl.create_default_context())
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def dial_blocking(
     shares: Shares = DEFAULT_SHARES,
     options: SocketOptions = DEFAULT_OPTIONS,
 ) -> BoundSocket:
-    """A socket to `host`, whose waits are bounded by the scope around it; see `Dialer.connect`.
+    """A socket to `host`, whose every wait ends with the scope that it is in.
+
+    For the arguments see `Dialer.connect`. The socket outlives the scope that it was dialled in.
 
     Raises:
         PhaseTimeout: a phase has used up its share.
@@ -74,7 +76,8 @@ def dial_blocking(
         if not isinstance(exc, DeadlineExceeded | PhaseTimeout):
             exc.add_note(trail.line())
         raise
-    return BoundSocket(sock)
+    sock.settimeout(None)
+    return BoundSocket(sock, scoped=True)
 
 
 def late(trail: Trail, detail: str = "") -> DeadlineExceeded | PhaseTimeout:

@@ -23,6 +23,7 @@ from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Trail
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.net.kernel import persevere
+from holdfast.runtime.scope import ambient
 
 __all__ = ["BoundSocket", "bound_of", "within_limit"]
 
@@ -82,16 +83,35 @@ class BoundSocket:
 
     Args:
         inner: a `socket.socket` or an `SSLSocket`; it belongs to this from now on.
+        scoped: whether each wait also ends with the scope that it is in.
     """
 
-    def __init__(self, inner: socket.socket) -> None:
+    def __init__(self, inner: socket.socket, *, scoped: bool = False) -> None:
         self.inner: Any = inner
+        self._scoped = scoped
         self._own: Duration = _seconds(inner.gettimeout())
+        self._limit: Instant = NEVER
+        self._trail: Trail | None = None
         self._readers = 0
         self._closed = self._stalled = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    def use(self, limit: Instant, trail: Trail | None = None) -> None:
+        """From now on work for another call, whatever thread waits for it.
+
+        Args:
+            limit: monotonic instant by which its waits end; the bound of the thread counts as well.
+            trail: its record, whose bytes are counted.
+        """
+        self._limit, self._trail = limit, trail
+
+    @property
+    def _until(self) -> Instant:
+        until = min(self._limit, _BOUND.at)
+        here = ambient() if self._scoped else None
+        return until if here is None else min(until, here.limit)
 
     # -- time-outs -------------------------------------------------------------------------------
 
@@ -105,17 +125,18 @@ class BoundSocket:
 
     def gettimeout(self) -> Duration | None:
         """Seconds that a wait which begins now may take; none without a bound."""
-        left = min(self._own, max(0.0, _BOUND.at - monotonic()))
+        left = min(self._own, max(0.0, self._until - monotonic()))
         return None if left == NEVER else left
 
     def _arm(self) -> None:
         if self._own == 0.0:
             self.inner.settimeout(0.0)
             return
-        if _BOUND.at == NEVER:
+        until = self._until
+        if until == NEVER:
             self.inner.settimeout(None if self._own == NEVER else self._own)
             return
-        left = _BOUND.at - monotonic()
+        left = until - monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         self.inner.settimeout(min(left, self._own))
@@ -138,10 +159,10 @@ class BoundSocket:
         self._arm()
         return self.inner
 
-    @staticmethod
-    def _count(size: int) -> None:
-        if _BOUND.trail is not None:
-            _BOUND.trail.received += size
+    def _count(self, size: int) -> None:
+        trail = self._trail or _BOUND.trail
+        if trail is not None:
+            trail.received += size
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -152,8 +173,9 @@ class BoundSocket:
         except TimeoutError:
             self._stalled = True
             raise
-        if _BOUND.trail is not None:
-            _BOUND.trail.sent += size
+        trail = self._trail or _BOUND.trail
+        if trail is not None:
+            trail.sent += size
         return size
 
     def sendall(self, data: Any, flags: int = 0) -> None:

@@ -1,0 +1,131 @@
+"""The one seam to requests and urllib3: their errors with ours, their pools with our sockets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import urllib3
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from holdfast.adapters.requests.connections import BoundHTTPConnection, BoundHTTPSConnection
+from holdfast.domain.cause import Cause
+from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
+from holdfast.domain.phases import DIALLING, Phase, Trail
+from holdfast.runtime.net.resolver import Resolver
+from holdfast.runtime.outbound import ErrorClasses, Outbound
+
+__all__ = ["SESSION", "ClientClasses", "Known", "classes_for"]
+
+SESSION: Final = "requests"
+_POOLS: Final = "urllib3"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A library that is known here.
+
+    Attributes:
+        name: `requests` or `urllib3`.
+        errors: ours, as it expects them.
+        late: its errors that say that a time-out has passed.
+        any: its errors.
+    """
+
+    name: str
+    errors: ErrorClasses
+    late: tuple[type[Exception], ...]
+    any: tuple[type[Exception], ...]
+
+
+class ClientClasses:
+    """What one instrumented client is made of.
+
+    Attributes:
+        outbound: its options.
+        resolver: who looks names up for it.
+        known: its library.
+        pools: pool classes by scheme, whose connections are bounded.
+    """
+
+    def __init__(self, outbound: Outbound, resolver: Resolver, known: Known) -> None:
+        self.outbound = outbound
+        self.resolver = resolver
+        self.known = known
+        settings = {"holdfast_resolver": resolver, "holdfast_shares": outbound.options.shares}
+        plain = type("BoundHTTPConnection", (BoundHTTPConnection,), dict(settings))
+        secure = type("BoundHTTPSConnection", (BoundHTTPSConnection,), dict(settings))
+        self.connections: dict[str, Any] = {"http": plain, "https": secure}
+        self.pools: dict[str, Any] = {
+            "http": type("HTTPConnectionPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+            "https": type("HTTPSConnectionPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        }
+
+
+def classes_for(client: object) -> Known:
+    """The library of a client.
+
+    Raises:
+        TypeError: it is none that is known here.
+    """
+    requests: Any = sys.modules.get("requests")  # who has a session has imported it
+    if requests is not None and isinstance(client, requests.Session):
+        return _of_requests(requests)
+    if isinstance(client, urllib3.PoolManager | HTTPConnectionPool):
+        return _of_urllib3()
+    raise TypeError(f"{client!r} is not a requests.Session, a urllib3.PoolManager or a pool of one")
+
+
+_KNOWN: Final[dict[str, Known]] = {}
+
+
+def _of_requests(requests: Any) -> Known:
+    if SESSION not in _KNOWN:
+        errors = requests.exceptions
+        _KNOWN[SESSION] = Known(
+            SESSION,
+            _errors(SESSION, errors.Timeout, errors.ConnectTimeout, errors.ReadTimeout),
+            (errors.Timeout,),
+            (errors.RequestException, OSError),
+        )
+    return _KNOWN[SESSION]
+
+
+def _of_urllib3() -> Known:
+    if _POOLS not in _KNOWN:
+        errors = urllib3.exceptions
+        # Those of the phases want a pool and a URL, which an error of ours does not have.
+        _KNOWN[_POOLS] = Known(
+            _POOLS,
+            _errors(_POOLS, errors.TimeoutError, errors.TimeoutError, errors.TimeoutError),
+            (errors.TimeoutError,),
+            (errors.HTTPError, OSError),
+        )
+    return _KNOWN[_POOLS]
+
+
+def _errors(library: str, general: type, connect: type, read: type) -> ErrorClasses:
+    # Programs catch `requests.Timeout` today and shall go on to work, so our errors are both.
+    exceeded = _both(DeadlineExceeded, general, library)
+    insufficient = _both(InsufficientBudget, general, library)
+    unsent = _both(PhaseTimeout, connect, library)
+    sent = _both(PhaseTimeout, read, library)
+    dialling = (Phase.POOL, *DIALLING)
+
+    def phase(trail: Trail) -> PhaseTimeout:
+        made: PhaseTimeout = (unsent if trail.phase in dialling else sent)(trail)
+        return made
+
+    return ErrorClasses(library, exceeded, insufficient, phase)
+
+
+def _both(ours: Any, theirs: type, library: str) -> Callable[..., Any]:
+    def init(self: Any, what: Cause | Trail) -> None:
+        ours.__init__(self, what)
+        if library == SESSION:
+            self.request = self.response = None
+
+    body = {"__init__": init, "__str__": ours.__str__, "__module__": f"holdfast.adapters.{library}"}
+    return type(ours.__name__, (ours, theirs), body)
