@@ -36,6 +36,7 @@ LISTED: Final = (
     "holdfast.adapters",
     "holdfast.domain",
     "holdfast.lifecycle",
+    "holdfast.net",
     "holdfast.testing",
 )
 # Inside a face, and yet named by whoever uses them: one loads pytest, the other is a plugin.

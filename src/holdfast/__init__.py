@@ -17,6 +17,7 @@ from holdfast._version import __version__
 
 if TYPE_CHECKING:
     from holdfast import lifecycle
+    from holdfast import net as net
     from holdfast.domain.cause import Cause, CauseKind
     from holdfast.domain.context import Context, Identity
     from holdfast.domain.errors import (
@@ -75,7 +76,7 @@ else:
         "detach": "runtime.tasks",
         "tasks": "runtime.tasks",
     }
-    _MODULES: Final = frozenset({"lifecycle"})
+    _MODULES: Final = frozenset({"lifecycle", "net"})
 
     def __getattr__(name):
         if name in _MODULES:

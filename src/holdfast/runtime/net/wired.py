@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any, Final, Self, cast
 
 from holdfast.domain.errors import StreamTimeout, UsageError
@@ -36,6 +37,12 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self, stream: Wired) -> None:
         self._stream = stream
+        self.started: Callable[[Any], object] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.started is not None:
+            self._stream.take(transport)
+            self.started(self._stream)
 
     def data_received(self, data: bytes) -> None:
         self._stream.arrived(data)
@@ -62,10 +69,10 @@ class Wired:
         closed: whether the connection is gone, or given up.
     """
 
-    def __init__(self, sock: socket.socket, forced_break: Instant = NEVER) -> None:
+    def __init__(self, peer: str, forced_break: Instant = NEVER) -> None:
         self.loop = asyncio.get_running_loop()
         self.driver = driver_of(self.loop)
-        self.peer = _name_of(sock)
+        self.peer = peer
         self.received = 0
         self.closed = False
         self._thread = threading.get_ident()
@@ -104,7 +111,7 @@ class Wired:
         Raises:
             OSError, ssl.SSLError: it does not work.
         """
-        stream = cls(sock, forced_break)
+        stream = cls(_name_of(sock), forced_break)
         try:
             stream._transport, _ = await stream.loop.create_connection(
                 lambda: stream._wire, sock=sock
@@ -118,6 +125,20 @@ class Wired:
         if tls is not None:
             await stream.start_tls(tls, server_hostname)
         return stream
+
+    @classmethod
+    def accepting(cls, started: Callable[[Self], object]) -> asyncio.Protocol:
+        """A protocol for `loop.create_server`; `started` gets the stream of the connection."""
+        stream = cls("nobody")
+        stream._wire.started = started
+        return stream._wire
+
+    def take(self, transport: Any) -> None:
+        """The connection is there."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=SLICE)
+        sock = transport.get_extra_info("socket")
+        self.peer = "nobody" if sock is None else _name_of(sock)
 
     async def start_tls(
         self,
