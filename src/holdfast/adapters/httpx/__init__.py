@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from holdfast.adapters.httpx.aio import AsyncHoldfastTransport
 from holdfast.adapters.httpx.idle import pool_of
 from holdfast.adapters.httpx.library import LIBRARIES
-from holdfast.adapters.httpx.pools import unguard_dialling
+from holdfast.adapters.httpx.pools import leave_network
 from holdfast.adapters.httpx.sync import HoldfastTransport, unbound_network
 
 __all__ = [
@@ -70,7 +70,7 @@ def uninstrument(client: C) -> C:
         if not isinstance(transport, wrapper):
             return transport
         inner = transport.inner
-        unguard_dialling(inner)
+        leave_network(inner)
         unbound_network(inner)
         return inner
 

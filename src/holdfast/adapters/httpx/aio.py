@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from holdfast.adapters.httpx.call import (
-    PEEK,
-    Call,
-    Compiled,
-    Options,
-    content_of,
-    observe,
-    sent_late,
-)
+from holdfast.adapters.httpx.call import PEEK, Call, Compiled, Options, content_of, observe
+from holdfast.adapters.httpx.events import watched
 from holdfast.adapters.httpx.exchange import Exchange
 from holdfast.adapters.httpx.library import AsyncBase, adopt, library_of, variant
-from holdfast.adapters.httpx.pools import guard_dialling
+from holdfast.adapters.httpx.pools import join_network, pools_below, way_of
+from holdfast.adapters.httpx.progress import CURRENT
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.phases import DEFAULT_SHARES, Phase, Shares
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
+from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.ambient import deadline_at
+from holdfast.runtime.net.dial import Dialer
+from holdfast.runtime.net.resolver import Resolver
 from holdfast.runtime.scope import Scope, ambient
 
 __all__ = ["AsyncHoldfastTransport"]
@@ -36,7 +35,9 @@ class AsyncHoldfastTransport(AsyncBase):
 
     - `DeadlineExceeded`, which is the library's `TimeoutException` too: what was left is spent,
       also while the body trickles in, or the hop below answered 504 because its part was spent;
-    - `InsufficientBudget`, likewise: refused before anything was sent.
+    - `InsufficientBudget`, likewise: refused before anything was sent;
+    - `PhaseTimeout`, which is the library's `ConnectTimeout` and so on too: a phase of the call has
+      used up its share of what was left.
 
     A deadline of a scope around the call ends that scope, as always: by cancelling the call.
 
@@ -52,6 +53,10 @@ class AsyncHoldfastTransport(AsyncBase):
         isolation: whether a call has a task of its own. `auto`: yes, unless `inner` is one of
             the library's in-memory transports. Where it does not, a foreign cancellation
             (`asyncio.timeout`, `task.cancel()`) hits `inner` wherever it is.
+        shares: how what is left is divided over the phases of a call.
+        observer: is told of every call when it is over.
+        resolver: looks names up; the one of the process when none is given.
+        dialer: looks names up and connects, instead of one made from `resolver` and `shares`.
     """
 
     def __init__(
@@ -64,26 +69,36 @@ class AsyncHoldfastTransport(AsyncBase):
         reserve: Duration = 0.0,
         raise_for_deadline: bool = True,
         isolation: Isolation = "auto",
+        shares: Shares = DEFAULT_SHARES,
+        observer: TrailObserver | None = None,
+        resolver: Resolver | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
         adopt(self, "AsyncBaseTransport", inner)
         self.inner = inner
-        self._compiled = Compiled(Options(service, wire, refuse_below, reserve, raise_for_deadline))
+        options = Options(
+            service, wire, refuse_below, reserve, raise_for_deadline, shares, observer
+        )
+        pools = pools_below(inner)
+        first = Phase.POOL if pools else Phase.HEADER
+        self._compiled = Compiled(options, way_of(inner), first)
         in_memory = library_of(inner).in_memory
         self._direct = isolation == "never" or (
             isolation == "auto" and isinstance(inner, in_memory)
         )
-
-        guard_dialling(inner)
+        self._pooled = bool(pools)
+        if pools:
+            join_network(inner, dialer or Dialer(resolver=resolver, shares=shares))
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send `request`; see the class."""
         call = Call(self._compiled, request)
         call.admit()
-        outgoing = call.outgoing(clamp=self._direct)
+        outgoing = call.outgoing(clamp=self._direct, watched=self._pooled)
+        if self._pooled:
+            watched(call, outgoing.extensions, is_async=True)
         if self._direct:
             return await self._direct_call(call, outgoing)
-        if outgoing is not request and call.limit != NEVER:
-            sent_late(call, outgoing.extensions, is_async=True)
         exchange = Exchange(call)
         response = await exchange.begin(self.inner, outgoing)
         if response.status_code == 101 or request.method == "CONNECT":
@@ -94,26 +109,36 @@ class AsyncHoldfastTransport(AsyncBase):
         return response
 
     async def _direct_call(self, call: Call, outgoing: Any) -> Any:
+        before = CURRENT.set(call.progress) if self._pooled else None
         try:
             async with Scope(call.name) as call.scope:
+                call.enter(call.compiled.first)
                 response = await self.inner.handle_async_request(outgoing)
+                call.answered(response)
+        except asyncio.CancelledError as exc:
+            call.cut()
+            call.over_and_done(exc)
+            raise
         except Exception as exc:
             # A response that an application in memory cut at its limit is a failed assertion of the
             # transport, and not an error of its own.
             cut = isinstance(exc, AssertionError) and call.left <= 0
             error = call.over() if cut else call.explained(exc)
+            call.over_and_done(error)
             if error is exc:
                 raise
             raise error from exc
         finally:
             call.outlive()
-        call.received = 0
+            if before is not None:
+                CURRENT.reset(before)
         body = response.stream
         if not isinstance(body, call.library.api.ByteStream):
             response.stream = stream = _body(_Direct, call, body)
             peek = stream.peek
         else:
             stream = body
+            call.over_and_done()
 
             async def peek(_: int) -> bytes:
                 return b"".join([part async for part in body])
@@ -180,6 +205,7 @@ class _Direct:
         self._source = source
         self._parts: Any = None
         self._ahead: list[bytes] = []
+        self._over = False
 
     def __aiter__(self) -> _Direct:
         return self
@@ -198,16 +224,26 @@ class _Direct:
                 async with deadline_at(call.limit, name=call.name):
                     chunk = await self._parts.__anext__()
         except StopAsyncIteration:
+            self._end(None)
             raise
-        except ScopeEnded as exc:
-            raise call.ended(exc.cause) from exc
+        except asyncio.CancelledError as exc:
+            call.cut()
+            self._end(exc)
+            raise
         except Exception as exc:
-            error = call.explained(exc)
+            ended = call.ended(exc.cause) if isinstance(exc, ScopeEnded) else None
+            error = ended or call.explained(exc)
+            self._end(error)
             if error is exc:
                 raise
             raise error from exc
         call.received += len(chunk)
         return chunk
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._over:
+            self._over = True
+            self._call.over_and_done(error)
 
     async def peek(self, most: int) -> bytes:
         """The beginning of the body, which stays unread."""
@@ -226,6 +262,7 @@ class _Direct:
         if close is not None:
             await close()
         await self._source.aclose()
+        self._end(None)
 
 
 def _bounded_by(limit: float) -> bool:

@@ -1,85 +1,77 @@
-"""One call: what it may spend, what it sends, what it learns from the reply, how it fails."""
+"""One call of httpx: what it may spend, what it sends, how far it is, how it fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any, Final
 
-from holdfast.adapters.httpx.library import Library, library_of
-from holdfast.domain.cause import Cause, CauseKind
+from holdfast.adapters.httpx.library import LIBRARIES, Library, library_of
+from holdfast.adapters.httpx.progress import DIRECT, Progress, Way
+from holdfast.domain.cause import CauseKind
 from holdfast.domain.context import ANONYMOUS
-from holdfast.domain.errors import Cancelled, DeadlineExceeded, ScopeEnded
+from holdfast.domain.errors import DeadlineExceeded, ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.phases import Ended, Phase, Trail
 from holdfast.domain.wire.baggage import format_baggage, parse_baggage
-from holdfast.domain.wire.budget import Decode, decoder, tightest
-from holdfast.domain.wire.inbound import OutboundCodec
-from holdfast.domain.wire.problem import (
-    CAUSE_HEADER,
-    PROBLEM_TYPE,
-    parse_cause_header,
-    parse_problem,
-)
-from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
-from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
-from holdfast.runtime.ambient import hop_reserve, ledger
-from holdfast.runtime.clock import monotonic
+from holdfast.domain.wire.budget import Decode, tightest
+from holdfast.runtime.ambient import hop_reserve
+from holdfast.runtime.outbound import PEEK, Options, Outbound
+from holdfast.runtime.outbound import Call as AnyCall
 from holdfast.runtime.scope import Scope, ambient
+from holdfast.runtime.timers import Alarm
 
-__all__ = ["PEEK", "Call", "Compiled", "Options", "clamped", "content_of", "observe", "sent_late"]
+__all__ = ["PEEK", "Call", "Compiled", "Options", "clamped", "content_of", "observe"]
 
-PEEK: Final = 16_384
-"""Bytes of a problem document that are looked at, before it is handed on as it came."""
-
-_PHASES: Final = ("connect", "read", "write", "pool")
+_TIMEOUTS: Final = ("connect", "read", "write", "pool")
 _EARLY: Final[Duration] = 0.005
 """Seconds that a socket's time-out may be ahead of the deadline it was set to."""
 
-_LONGEST_NAME: Final = 96
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a transport was told; see `AsyncHoldfastTransport`."""
-
-    service: str = ""
-    wire: WireSettings = DEFAULT_WIRE
-    refuse_below: Duration = 0.0
-    reserve: Duration = 0.0
-    raise_for_deadline: bool = True
+_HOPS: Final = "holdfast.hops"
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class Compiled:
-    """Options, made ready for use by every call."""
+    """Options, made ready for use by every call.
 
-    __slots__ = ("budgets", "codec", "options")
+    Args:
+        options: see there.
+        way: how the transport gets to the servers.
+        first: the phase in which a call begins.
+    """
 
-    def __init__(self, options: Options) -> None:
-        if not (options.refuse_below >= 0 and options.reserve >= 0):
-            raise ValueError("refuse_below and reserve must be zero or more seconds")
-        self.options = options
-        self.codec = OutboundCodec.of(options.wire)
-        outbound = options.wire.headers.outbound
-        self.budgets: dict[bytes, Decode] = {name: decoder(how) for name, how in outbound}
+    __slots__ = ("_outbound", "bounded", "first", "way")
+
+    def __init__(self, options: Options, way: Way = DIRECT, first: Phase = Phase.POOL) -> None:
+        self._outbound = {
+            library: Outbound(options, library.errors) for library in LIBRARIES.values()
+        }
+        self.bounded = tuple(options.shares.bounded)
+        self.way = way
+        self.first = first
+
+    def outbound(self, library: Library) -> Outbound:
+        """The options for the calls of one of the libraries."""
+        return self._outbound[library]
 
 
-class Call:
+class Call(AnyCall):
     """One call and its bounds, which are captured when it begins and hold wherever it is read.
 
     Attributes:
+        progress: how far it is.
         scope: of its own, while it has one.
         received: bytes of the body so far; -1 until the head of the response is there.
+        overdue: whether a phase has used up its share, for which `scope` was cancelled.
     """
 
     __slots__ = (
+        "_alarm",
         "_limit",
-        "begun",
+        "_record",
         "compiled",
-        "here",
-        "ledger",
         "library",
-        "name",
-        "now",
+        "overdue",
+        "progress",
         "received",
         "request",
         "reserve",
@@ -87,23 +79,22 @@ class Call:
     )
 
     def __init__(self, compiled: Compiled, request: Any) -> None:
-        here = ambient()
-        self.compiled = compiled
-        self.request = request
-        self.here = here
         self.library: Library = library_of(request)
-        self._limit = NEVER if here is None else here.limit
         self.scope: Scope | None = None
-        driver = None if here is None else here.driver
-        self.now: Callable[[], Instant] = monotonic if driver is None else driver.now
-        self.begun = self.now()
-        self.received = -1
-        self.ledger = ledger()
-        self.reserve = max(compiled.options.reserve, hop_reserve())
         url = request.url
         path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-        host = compiled.options.service or url.host
-        self.name = f"{request.method} {host}{path}"[:_LONGEST_NAME]
+        outbound = compiled.outbound(self.library)
+        super().__init__(outbound, request.method, url.host, path, "")
+        self.progress = Progress(self._record, request.method, url, compiled.way, self.now)
+        self.compiled = compiled
+        self.request = request
+        self.received = -1
+        self.overdue = False
+        self.reserve = max(outbound.options.reserve, hop_reserve())
+        self._alarm: Alarm | None = None
+        hops = request.extensions.get(_HOPS)
+        if hops is not None and hops[0] != id(request):
+            self._record.redirects = hops[1]
 
     @property
     def limit(self) -> Instant:
@@ -114,41 +105,85 @@ class Call:
         """
         return self._limit if self.scope is None else self.scope.limit
 
+    @limit.setter
+    def limit(self, at: Instant) -> None:
+        self._limit: Instant = at
+
+    @property
+    def trail(self) -> Trail:
+        """Its record, up to date."""
+        return self.progress.trail
+
+    @trail.setter
+    def trail(self, trail: Trail) -> None:
+        self._record: Trail = trail
+
     def outlive(self) -> None:
         """Its scope closes; what was its limit last still holds."""
         self._limit, self.scope = self.limit, None
 
-    @property
-    def left(self) -> Duration:
-        """Seconds that are left; zero or negative when the limit is spent."""
-        return self.limit - self.now()
+    # -- how far it is ---------------------------------------------------------------------------
+
+    def enter(self, phase: Phase) -> None:
+        """`phase` begins. Where it has a share, its scope is cancelled when that is spent."""
+        if self._alarm is not None:
+            self._drop_alarm()
+        if phase not in self.compiled.bounded:
+            self.progress.note(phase)
+            return
+        until = self.trail.begin(phase, self.now())
+        if until < self.limit and self.scope is not None:
+            self._alarm = self.scope.driver.alarm(until, self._share_spent)
+
+    def _share_spent(self) -> None:
+        self._alarm = None
+        phase = self.trail.phase
+        if self.scope is not None and phase is not None:
+            self.overdue = True
+            detail = f"the share of {phase.value} is spent"
+            self.scope.cancel(detail, kind=CauseKind.DEADLINE)
+
+    def _drop_alarm(self) -> None:
+        alarm, self._alarm = self._alarm, None
+        if alarm is not None and self.scope is not None:
+            self.scope.driver.drop(alarm)
+
+    def answered(self, response: Any) -> None:
+        """The head of the response is there."""
+        self.received = 0
+        self.progress.head = True
+        self.enter(Phase.BODY)
+        if response.status_code in _REDIRECTS and "location" in response.headers:
+            # The client copies this to the request that follows.
+            hops = (id(self.request), self._record.redirects + 1)
+            self.request.extensions[_HOPS] = hops
+
+    def over_and_done(self, error: BaseException | None = None) -> None:
+        """It has ended; whoever watches calls is told."""
+        if self._alarm is not None:
+            self._drop_alarm()
+        if self.outbound.options.observer is not None:
+            self.done(error)
+
+    def cut(self, *, blamed: bool = True) -> None:
+        """It is cancelled where it is; the scope that was the reason learns of it.
+
+        Args:
+            blamed: whether it was waited for.
+        """
+        here = ambient()
+        cause = None if here is None else here.reached()
+        trail, now = self.trail, self.now()
+        late = cause.kind is CauseKind.DEADLINE if cause is not None else trail.spent(now)
+        trail.end(now, Ended.TIMEOUT if late else Ended.CANCELLED)
+        if blamed and here is not None:
+            here.blame(trail)
 
     # -- errors ----------------------------------------------------------------------------------
 
-    def cause(self, detail: str, *below: Cause, kind: CauseKind = CauseKind.DEADLINE) -> Cause:
-        """A cause that begins with this call, with what hops below are known to have said."""
-        now, here = self.now(), self.here
-        known = below + tuple(said for said in self._told() if said not in below)
-        if here is None:
-            return Cause(kind, self.name, "", now, NEVER, now - self.begun, detail, known)
-        of_parent = here.cause_of(kind, now)
-        return replace(
-            of_parent,
-            scope=f"{of_parent.scope}/{self.name}",
-            budget=self.limit - self.begun,
-            elapsed=now - self.begun,
-            detail=detail,
-            below=known,
-        )
-
-    def exceeded(self, detail: str, *below: Cause) -> DeadlineExceeded:
-        """The error for a call whose limit is spent: ours, and the library's time-out as well."""
-        error: DeadlineExceeded = self.library.exceeded(self.cause(detail, *below), self.request)
-        return error
-
-    def over(self) -> DeadlineExceeded:
+    def over(self, detail: str = "") -> DeadlineExceeded:
         """The error for a limit that was spent at the point where the call is now."""
-        return self.exceeded(self.doing())
+        return super().over(detail or self.doing())
 
     def doing(self) -> str:
         """What the call was waiting for, in words."""
@@ -156,57 +191,46 @@ class Call:
             return "while waiting for the response"
         return f"while reading the body, {self.received} bytes received"
 
-    def ended(self, cause: Cause) -> ScopeEnded:
-        """The error for a call that was ended from above with `cause`."""
-        if cause.kind is CauseKind.DEADLINE:
-            return self.over()
-        return Cancelled(cause)
-
-    def explained(self, exc: BaseException) -> BaseException:
+    def explained(self, exc: Exception, *, late: bool | None = None) -> Exception:
         """`exc` with a note, or our own error when it is a time-out since the limit is spent."""
-        if isinstance(exc, ScopeEnded) or self.limit == NEVER:
-            return exc
-        left = self.left
-        if isinstance(exc, self.library.api.TimeoutException) and left <= _EARLY:
-            return self.over()
-        budget = format_duration(self.limit - self.begun)
-        exc.add_note(f"in call '{self.name}' (budget {budget}, {format_duration(left)} left)")
-        return exc
+        if self.overdue:
+            return self.late_phase()
+        if isinstance(exc, ScopeEnded):
+            # Of the dial, where it was refused to begin a phase; or it is none of our business.
+            mine = isinstance(exc, DeadlineExceeded) and exc.trail is self._record
+            return self.over() if mine else exc
+        if late is None:
+            late = isinstance(exc, self.library.api.TimeoutException)
+        if self.limit != NEVER:
+            left = self.left
+            if late and left <= _EARLY:
+                return self.over()
+            budget = format_duration(self.limit - self.begun)
+            exc.add_note(f"in call '{self.name}' (budget {budget}, {format_duration(left)} left)")
+        if isinstance(exc, self.library.api.TransportError):
+            vars(exc)["trail"] = self.trail
+        return super().explained(exc, late=late)
 
-    def _told(self) -> tuple[Cause, ...]:
-        return () if self.ledger is None else tuple(self.ledger.below)
-
-    def admit(self) -> None:
-        """Refuse the call when too little is left.
-
-        Raises:
-            InsufficientBudget: nothing was sent, no connection was opened or taken.
-        """
-        if self.limit == NEVER:
-            return
-        left, needed = self.left, self.compiled.options.refuse_below
-        if left <= 0 or left < needed:
-            detail = f"not begun, {format_duration(max(0.0, left))} left"
-            if needed > 0:
-                detail += f", {format_duration(needed)} needed"
-            # The call was given nothing; the budget that is told is that of the scope around it.
-            whole = NEVER if self.here is None else self.here.budget
-            cause = replace(self.cause(detail), budget=whole, elapsed=max(0.0, whole - left))
-            raise self.library.insufficient(cause, self.request)
+    def late_phase(self) -> Exception:
+        """The error for a phase that has used up its share."""
+        trail = self.trail
+        trail.end(self.now(), Ended.TIMEOUT)
+        return self.outbound.errors.phase(trail)
 
     # -- what is sent ----------------------------------------------------------------------------
 
-    def outgoing(self, clamp: bool) -> Any:
+    def outgoing(self, clamp: bool, watched: bool = False) -> Any:
         """The request as it is sent. The caller's own stays as it is: it may be sent once more.
 
         Args:
             clamp: whether the time-outs of the library must not be longer than what is left; not
                 where a scope ends the call anyhow.
+            watched: whether the pool will be asked to tell how far it is.
         """
         request, bounded = self.request, self.limit != NEVER
         carried = ANONYMOUS if self.here is None else self.here.carried
-        compiled = self.compiled
-        ours = compiled.codec.headers(
+        outbound = self.outbound
+        ours = outbound.codec.headers(
             self.left if bounded else None,
             carried.identity,
             "",
@@ -214,12 +238,12 @@ class Call:
             carried.baggage,
             self.reserve,
         )
-        if not ours and not bounded:
+        if not ours and not bounded and not watched:
             return request
-        fields = {**request.__dict__, "headers": _joined(request.headers, ours, compiled.budgets)}
-        if bounded:
+        fields = {**request.__dict__, "headers": _joined(request.headers, ours, outbound.budgets)}
+        if bounded or watched:
             fields["extensions"] = extensions = {**request.extensions}
-            if clamp:
+            if bounded and clamp:
                 extensions["timeout"] = clamped(extensions.get("timeout"), self.left)
         # Not `Request(...)`: that would parse the URL and build the headers and the body anew.
         kind: Any = request.__class__
@@ -227,18 +251,13 @@ class Call:
         twin.__dict__ = fields
         return twin
 
-    def hop(self) -> str:
-        """The name of the hop that answers."""
-        name: str = self.compiled.options.service or self.request.url.host
-        return name
-
 
 def clamped(timeouts: Mapping[str, float | None] | None, left: Duration) -> dict[str, float]:
     """The library's own time-outs, none of them longer than what is left."""
     if not timeouts:
-        return dict.fromkeys(_PHASES, left)
+        return dict.fromkeys(_TIMEOUTS, left)
     bounded: dict[str, float] = {}
-    for phase in _PHASES:
+    for phase in _TIMEOUTS:
         own = timeouts.get(phase)
         bounded[phase] = left if own is None or own > left else own
     return bounded
@@ -273,87 +292,11 @@ def _joined(theirs: Any, ours: list[tuple[str, str]], budgets: Mapping[bytes, De
     return headers
 
 
-def sent_late(call: Call, extensions: dict[str, Any], *, is_async: bool) -> None:
-    """Write the time left once more when the request is about to be written to its connection.
-
-    Waiting for a place in the pool, connecting and the TLS handshake take from the same budget; a
-    header from before would promise the next hop more than there is.
-    """
-    budgets = call.compiled.budgets
-    theirs: Any = extensions.get("trace")
-
-    def look(event: str, info: Mapping[str, Any]) -> None:
-        if event.endswith(".send_request_headers.started"):
-            request = info.get("request")
-            if request is not None:
-                headers = call.compiled.codec.headers(call.left, reserve=call.reserve)
-                fresh = {name.encode(): value.encode() for name, value in headers}
-                request.headers[:] = [
-                    (name, _tighter(value, fresh.get(name.lower()), budgets.get(name.lower())))
-                    for name, value in request.headers
-                ]
-
-    if is_async:
-
-        async def atrace(event: str, info: Mapping[str, Any]) -> None:
-            look(event, info)
-            if theirs is not None:
-                await theirs(event, info)
-
-        extensions["trace"] = atrace
-    else:
-
-        def trace(event: str, info: Mapping[str, Any]) -> None:
-            look(event, info)
-            if theirs is not None:
-                theirs(event, info)
-
-        extensions["trace"] = trace
-
-
-def _tighter(value: bytes, fresh: bytes | None, decode: Decode | None) -> bytes:
-    if fresh is None or decode is None:
-        return value
-    return fresh if tightest(decode(value), decode(fresh)) != decode(value) else value
-
-
-# -- the reply -------------------------------------------------------------------------------------
-
-
 def content_of(response: Any) -> bool:
     """Whether the body should be looked into: it may say who was late."""
-    if response.status_code < 400:
-        return False
-    headers = response.headers
-    essence: str = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return essence == PROBLEM_TYPE and "content-encoding" not in headers
+    return Call.worth_a_look(response.status_code, response.headers)
 
 
 def observe(call: Call, response: Any, body: bytes) -> None:
-    """Note what the hop below says about itself.
-
-    Raises:
-        DeadlineExceeded: it answered 504 because its deadline is spent, which is ours.
-    """
-    headers, notes = response.headers, call.ledger
-    if notes is not None and (timing := headers.get(TIMING_HEADER)) is not None:
-        for entry in parse_timing(timing):
-            if entry.seconds is not None:
-                notes.note(entry.name, entry.seconds)
-    if response.status_code < 400:
-        return
-    told = headers.get(CAUSE_HEADER)
-    cause = parse_problem(body) if body else None
-    if cause is None and told is not None:
-        cause = parse_cause_header(told)
-    if cause is not None and not cause.hop:
-        cause = replace(cause, hop=call.hop())
-    if cause is not None and notes is not None:
-        notes.blame(cause)
-    if (
-        told is not None
-        and response.status_code == 504
-        and call.compiled.options.raise_for_deadline
-    ):
-        below = () if cause is None else (cause,)
-        raise call.exceeded(f"{call.hop()} answered that its deadline is spent", *below)
+    """Note what the hop below says about itself; see `outbound.Call.observe`."""
+    call.observe(response.status_code, response.headers, body)

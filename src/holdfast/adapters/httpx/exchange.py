@@ -17,6 +17,7 @@ from collections import deque
 from typing import Any, Final
 
 from holdfast.adapters.httpx.call import Call
+from holdfast.adapters.httpx.progress import CURRENT
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import Cancelled
 from holdfast.domain.instant import NEVER, Duration
@@ -54,6 +55,7 @@ class Exchange:
         self.complete = False
         self.ended = False
         self.closing = False
+        self._unread = False
         self.loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -96,6 +98,8 @@ class Exchange:
                 await self._news()
             except asyncio.CancelledError as exc:
                 exc.add_note(f"{self.call.doing()} of '{self.call.name}'")
+                if not self.ended:
+                    self.call.cut()
                 raise
         chunk = self.chunks.popleft()
         self.size -= len(chunk)
@@ -127,7 +131,11 @@ class Exchange:
         self.closing = True
         if not self.ended:
             self.scope.cancel("its caller was cancelled", kind=CauseKind.PARENT)
-            await self._end_within(_PATIENCE)
+            try:
+                await self._end_within(_PATIENCE)
+            finally:
+                # It knows best where it was, but it may be late.
+                self.call.cut()
 
     async def _end_within(self, seconds: Duration) -> None:
         try:
@@ -155,10 +163,13 @@ class Exchange:
     # -- in its own task -------------------------------------------------------------------------
 
     async def _run(self, transport: Any, request: Any) -> None:
+        call = self.call
+        CURRENT.set(call.progress)
         try:
+            call.enter(call.compiled.first)
             response = await transport.handle_async_request(request)
             self.inner = response.stream
-            self.call.received = 0
+            call.answered(response)
             if response.status_code == 101 or request.method == "CONNECT":
                 # The connection is the caller's now, for another protocol. Nobody else must read.
                 self.closing = True
@@ -167,14 +178,25 @@ class Exchange:
             if response.status_code != 101 and request.method != "CONNECT":
                 await self._pump()
             self.complete = True
-        except asyncio.CancelledError:
-            cause = self.scope.reached()
-            self.error = None if cause is None else self.call.ended(cause)
+        except asyncio.CancelledError as exc:
+            self.error = self._cancelled()
+            call.over_and_done(self.error or exc)
             raise
         except Exception as exc:
-            self.error = self.call.explained(exc)
+            self.error = call.explained(exc)
             if self.error is not exc:
                 self.error.__cause__ = exc
+            call.over_and_done(self.error)
+        else:
+            call.over_and_done()
+
+    def _cancelled(self) -> BaseException | None:
+        call, cause = self.call, self.scope.reached()
+        if call.overdue:
+            return call.late_phase()
+        # Where the caller was slow to take what had come, the time was not spent in the call.
+        call.cut(blamed=not self._unread)
+        return None if cause is None else call.ended(cause)
 
     async def _pump(self) -> None:
         parts = self.inner.__aiter__()
@@ -190,7 +212,9 @@ class Exchange:
                 self._wake(self._reader)
                 while self.size >= _AHEAD and not self.closing:
                     self._room = self.loop.create_future()
+                    self._unread = True
                     await self._room
+                    self._unread = False
         finally:
             # A generator that is left alone would be closed some time by the garbage collector.
             close = getattr(parts, "aclose", None)

@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from holdfast.domain.cause import Cause
-from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
+from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
+from holdfast.domain.phases import Phase, Trail
+from holdfast.runtime.outbound import ErrorClasses
 
 if TYPE_CHECKING:
     import httpx
@@ -46,6 +48,13 @@ else:
 __all__ = ["LIBRARIES", "AsyncBase", "Library", "SyncBase", "adopt", "library_of", "variant"]
 
 _NAMES: Final = ("httpx", "httpx2")
+_TIMEOUTS: Final = {
+    Phase.POOL: "PoolTimeout",
+    Phase.REQUEST: "WriteTimeout",
+    Phase.HEADER: "ReadTimeout",
+    Phase.BODY: "ReadTimeout",
+}
+"""The library's class for a phase that took too long, where that is not `ConnectTimeout`."""
 
 
 class Library:
@@ -54,29 +63,68 @@ class Library:
     Attributes:
         name: `httpx` or `httpx2`.
         api: the module.
+        core: the module of its pools, httpcore or httpcore2.
         in_memory: transports that have neither a pool nor a socket, so that a cancellation in any
             place does them no harm, and that do not wait for the network.
+        errors: ours, as the library's users expect them.
     """
 
     def __init__(self, name: str, api: Any) -> None:
         self.name = name
         self.api = api
         self.in_memory: tuple[type, ...] = (api.MockTransport, api.ASGITransport)
-        self.exceeded: Any = _as_timeout_of(api, DeadlineExceeded)
-        self.insufficient: Any = _as_timeout_of(api, InsufficientBudget)
+        self.core: Any = import_module(name.replace("httpx", "httpcore"))
+        self.errors = ErrorClasses(
+            name,
+            _as_timeout_of(api, DeadlineExceeded),
+            _as_timeout_of(api, InsufficientBudget),
+            self.phase_timeout,
+        )
+        self._spent: dict[type, Any] = {}
+
+    def phase_timeout(self, trail: Trail) -> PhaseTimeout:
+        """The error for a call whose last phase has used up its share: ours and the library's."""
+        phase = trail.phase
+        name = "ConnectTimeout" if phase is None else _TIMEOUTS.get(phase, "ConnectTimeout")
+        return self._made(getattr(self.api, name), trail)
+
+    def dial_timeout(self, trail: Trail) -> PhaseTimeout:
+        """The same as the pool expects it from its network."""
+        return self._made(self.core.ConnectTimeout, trail)
+
+    def _made(self, theirs: type, trail: Trail) -> PhaseTimeout:
+        kind = self._spent.get(theirs)
+        if kind is None:
+            kind = self._spent[theirs] = _as_phase_timeout(theirs)
+        error: PhaseTimeout = kind(trail)
+        return error
 
 
 def _as_timeout_of(api: Any, ours: type[DeadlineExceeded]) -> Any:
     # Programs catch `httpx.TimeoutException` today and shall go on to work, so the error is both.
     # It is the general class, not ReadTimeout or a sister: the time for the whole call ran out.
     class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type]
-        def __init__(self, cause: Cause, request: Any = None) -> None:
+        # The client fills it in, for every error that its transport raises.
+        _request: Any = None
+
+        def __init__(self, cause: Cause) -> None:
             ours.__init__(self, cause)
-            self._request = request
 
     OverTime.__name__ = OverTime.__qualname__ = ours.__name__
     OverTime.__module__ = f"holdfast.adapters.{api.__name__}"
     return OverTime
+
+
+def _as_phase_timeout(theirs: Any) -> Any:
+    class OverShare(PhaseTimeout, theirs):  # type: ignore[misc]
+        _request: Any = None
+
+        def __init__(self, trail: Trail) -> None:
+            PhaseTimeout.__init__(self, trail)
+
+    OverShare.__name__ = OverShare.__qualname__ = PhaseTimeout.__name__
+    OverShare.__module__ = f"holdfast.adapters.{theirs.__module__.partition('.')[0]}"
+    return OverShare
 
 
 def _installed() -> dict[str, Library]:
@@ -96,13 +144,17 @@ def _installed() -> dict[str, Library]:
 
 
 LIBRARIES: Final[dict[str, Library]] = _installed()
+_MODULES: Final = {
+    **LIBRARIES,
+    **{library.core.__name__: library for library in LIBRARIES.values()},
+}
 
 
 def library_of(*things: object) -> Library:
     """The library that the first of `things` to know it belongs to; the newer one otherwise."""
     for thing in things:
         for cls in type(thing).__mro__:
-            library = LIBRARIES.get(cls.__module__.partition(".")[0])
+            library = _MODULES.get(cls.__module__.partition(".")[0])
             if library is not None:
                 return library
     return LIBRARIES["httpx2" if "httpx2" in LIBRARIES else "httpx"]

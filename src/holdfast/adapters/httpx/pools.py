@@ -1,16 +1,19 @@
-"""What the pools of httpcore need from us, beyond a careful cancellation.
-
-Both httpcore and httpcore2 leave the socket to the garbage collector when a TLS handshake is
-cancelled, so the streams that they dial get a `start_tls` that closes them then.
-"""
+"""The pools of httpcore under a transport, and the network that they get from us."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["guard_dialling", "pools_below", "unguard_dialling"]
+from holdfast.adapters.httpx.library import LIBRARIES, library_of
+from holdfast.adapters.httpx.network import Guard, Network
+from holdfast.adapters.httpx.progress import Way
+from holdfast.runtime.net.dial import Dialer
+
+__all__ = ["join_network", "leave_network", "pools_below", "way_of"]
 
 _DEPTH: Final = 3
+_OWN: Final = frozenset({"AutoBackend", "AnyIOBackend"})
+_CORES: Final = frozenset(library.core.__name__ for library in LIBRARIES.values())
 
 
 def pools_below(transport: Any) -> tuple[Any, ...]:
@@ -33,45 +36,41 @@ def pools_below(transport: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-class _Dialler:
-    """A network backend of httpcore whose streams are closed when their TLS handshake fails."""
+def join_network(transport: Any, dialer: Dialer) -> None:
+    """Have the asynchronous pools of a transport dial through us.
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> Any:
-        return _guarded(await self.inner.connect_tcp(*args, **kwargs))
-
-    async def connect_unix_socket(self, *args: Any, **kwargs: Any) -> Any:
-        return _guarded(await self.inner.connect_unix_socket(*args, **kwargs))
-
-
-def _guarded(stream: Any) -> Any:
-    start_tls = stream.start_tls
-
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await start_tls(*args, **kwargs)
-        except BaseException:
-            await stream.aclose()
-            raise
-
-    stream.start_tls = guarded
-    return stream
-
-
-def guard_dialling(transport: Any) -> None:
-    """Have the asynchronous pools of a transport close what they dialled in vain."""
+    A backend that somebody has written stays in use, and is watched alone.
+    """
     for pool in pools_below(transport):
-        if not isinstance(pool._network_backend, _Dialler):
-            pool._network_backend = _Dialler(pool._network_backend)
+        backend = pool._network_backend
+        if not isinstance(backend, (Network, Guard)):
+            library = library_of(pool)
+            pool._network_backend = (
+                Network(backend, library, dialer)
+                if _of_the_library(backend)
+                else Guard(backend, library)
+            )
 
 
-def unguard_dialling(transport: Any) -> None:
-    """Undo `guard_dialling`."""
+def leave_network(transport: Any) -> None:
+    """Undo `join_network`. Connections that are open go on."""
     for pool in pools_below(transport):
-        if isinstance(pool._network_backend, _Dialler):
+        if isinstance(pool._network_backend, (Network, Guard)):
             pool._network_backend = pool._network_backend.inner
+
+
+def _of_the_library(backend: object) -> bool:
+    kind: type = type(backend)
+    return kind.__name__ in _OWN and kind.__module__.partition(".")[0] in _CORES
+
+
+def way_of(transport: Any) -> Way:
+    """How a transport gets to the servers."""
+    for pool in pools_below(transport):
+        proxy = getattr(pool, "_proxy", None)
+        url = getattr(proxy, "url", None) or getattr(pool, "_proxy_url", None)
+        if url is not None:
+            origin = url.origin
+            host = origin.host.decode("ascii", "replace")
+            return Way(f"{host}:{origin.port}", url.scheme.startswith(b"socks"))
+    return Way()

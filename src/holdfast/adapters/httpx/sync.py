@@ -24,8 +24,8 @@ from holdfast.adapters.httpx.call import (
     Options,
     content_of,
     observe,
-    sent_late,
 )
+from holdfast.adapters.httpx.events import watched
 from holdfast.adapters.httpx.library import SyncBase, adopt, variant
 from holdfast.adapters.httpx.pools import pools_below
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -142,7 +142,7 @@ class HoldfastTransport(SyncBase):
         call.admit()
         outgoing = call.outgoing(clamp=True)
         if outgoing is not request and call.limit != NEVER:
-            sent_late(call, outgoing.extensions, is_async=False)
+            watched(call, outgoing.extensions, is_async=False)
         response = _in_time(call, lambda: self.inner.handle_request(outgoing))
         call.received = 0
         kind = variant(_Body, "SyncByteStream", call.library)
