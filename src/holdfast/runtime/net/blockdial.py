@@ -1,6 +1,6 @@
 """The dial for threads: the same phases and shares, without a loop.
 
-    sock = dial_blocking("orders.local", 443, tls=ssl.create_default_context())
+sock = dial_blocking("orders.local", 443, tls=ssl.create_default_context())
 """
 
 from __future__ import annotations
@@ -174,13 +174,13 @@ def _race(
             if addresses and (now >= next_at or not running):
                 address = addresses.pop(0)
                 sock, number = begun(address, options)
-                if number == errno.EINPROGRESS:
+                if sock is not None and number == errno.EINPROGRESS:
                     running[sock.fileno()] = (sock, address, now)
                     poll.register(sock.fileno(), select.POLLOUT)
                     next_at = now + delay
                 else:
                     _tell(trail, address, now, number)
-                    if number == 0:
+                    if sock is not None:
                         return sock
                     errors.append((address, number))
                     next_at = now
@@ -223,7 +223,7 @@ def tls_blocking(
     wrapped: socket.socket = sock
     try:
         _check(trail, until, NEVER, "")
-        sock.settimeout(None if until == NEVER else until - monotonic())
+        sock.settimeout(None if until == NEVER else max(until - monotonic(), 0.001))
         wrapped = context.wrap_socket(
             sock, server_hostname=server_hostname, do_handshake_on_connect=False
         )

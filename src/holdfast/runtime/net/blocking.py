@@ -15,10 +15,12 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import DeadlineExceeded
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Trail
 from holdfast.runtime.clock import monotonic
@@ -26,6 +28,8 @@ from holdfast.runtime.net.kernel import persevere
 from holdfast.runtime.scope import ambient
 
 __all__ = ["BoundSocket", "bound_of", "within_limit"]
+
+T = TypeVar("T")
 
 _SLICE: Final = 65_536
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -83,7 +87,7 @@ class BoundSocket:
 
     Args:
         inner: a `socket.socket` or an `SSLSocket`; it belongs to this from now on.
-        scoped: whether each wait also ends with the scope that it is in.
+        scoped: whether each wait also ends with the scope that it is in, as `DeadlineExceeded`.
     """
 
     def __init__(self, inner: socket.socket, *, scoped: bool = False) -> None:
@@ -141,17 +145,27 @@ class BoundSocket:
             raise TimeoutError("timed out")
         self.inner.settimeout(min(left, self._own))
 
+    def _wait(self, call: Callable[[], T]) -> T:
+        try:
+            return persevere(call)
+        except TimeoutError as exc:
+            here = ambient() if self._scoped else None
+            if here is None or here.remaining() > 0:
+                raise
+            detail = "while waiting for a socket"
+            raise DeadlineExceeded(here.cause_of(CauseKind.DEADLINE, monotonic(), detail)) from exc
+
     # -- receiving -------------------------------------------------------------------------------
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """As of a socket."""
-        data = cast(bytes, persevere(lambda: self._armed().recv(size, flags)))
+        data = cast(bytes, self._wait(lambda: self._armed().recv(size, flags)))
         self._count(len(data))
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As of a socket."""
-        size = cast(int, persevere(lambda: self._armed().recv_into(buffer, nbytes, flags)))
+        size = cast(int, self._wait(lambda: self._armed().recv_into(buffer, nbytes, flags)))
         self._count(size)
         return size
 
@@ -169,7 +183,7 @@ class BoundSocket:
     def send(self, data: Any, flags: int = 0) -> int:
         """As of a socket."""
         try:
-            size = cast(int, persevere(lambda: self._armed().send(data, flags)))
+            size = cast(int, self._wait(lambda: self._armed().send(data, flags)))
         except TimeoutError:
             self._stalled = True
             raise
@@ -189,13 +203,11 @@ class BoundSocket:
 
     def do_handshake(self, block: bool = False) -> None:
         """As of an `SSLSocket`; the whole handshake ends with the call."""
-        self._arm()
-        self.inner.do_handshake(block)
+        self._wait(lambda: self._armed().do_handshake(block))
 
     def unwrap(self) -> Any:
         """As of an `SSLSocket`."""
-        self._arm()
-        return self.inner.unwrap()
+        return self._wait(lambda: self._armed().unwrap())
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 INTERRUPTIONS: Final = 3
 """How often a system call that a signal interrupted is made again."""
 
+_ENDED_BY_SOCKET: Final = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINPROGRESS)
 _TIMEVAL: Final = struct.Struct("@ll")
 _LEAST: Final = 0.001
 _LONGEST: Final = 2_147_483.0  # milliseconds in 31 bits, as seconds
@@ -87,8 +88,9 @@ def whose_timeout(exc: BaseException) -> Whose | None:
     """Who says that the time is over; none when `exc` says something else."""
     if isinstance(exc, TimeoutError):
         return Whose.KERNEL if exc.errno == errno.ETIMEDOUT else Whose.LIMIT
-    # A non-blocking socket says the same. With one of these, nobody would have waited.
-    if isinstance(exc, BlockingIOError) and exc.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+    # A non-blocking socket says the same, but there nobody would have waited. The last of them is
+    # what a connect says that `SO_SNDTIMEO` ends.
+    if isinstance(exc, BlockingIOError) and exc.errno in _ENDED_BY_SOCKET:
         return Whose.SOCKET
     if isinstance(exc, OSError) and exc.errno == errno.ETIMEDOUT:
         return Whose.KERNEL
