@@ -8,7 +8,7 @@
 set -u
 
 # Each with the program by which it is known to be there.
-packages="chromium:chromium"
+packages="chromium:chromium knot:knotd"
 
 missing=
 for package in $packages; do

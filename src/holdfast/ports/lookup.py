@@ -14,7 +14,7 @@ Done: TypeAlias = Callable[["Answer | OSError"], None]
 
 
 class Lookup(Protocol):
-    """Asks for the addresses of names. From any thread; answers come in any thread."""
+    """Asks for the addresses of names. Is used from any thread, and answers in any thread."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -23,9 +23,17 @@ class Lookup(Protocol):
 
     @property
     def asks(self) -> str:
-        """Who is asked, for people: the addresses of servers, or the name of a function."""
+        """Who is asked, for people: the addresses of servers, or the name of a function. Cheap."""
         ...
 
-    def start(self, name: str, kind: str, done: Done) -> Callable[[], object]:
-        """Ask for `name`; `done` is called once. Call what is returned to give up."""
+    def start(self, name: str, kind: str, done: Done) -> None:
+        """Ask for `name`, which no search domain is to be put behind if it ends in a dot.
+
+        Does not wait. `done` is called once, however long that takes, with an answer or with why
+        there is none. An implementation asks for no longer than it sees fit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what is idle: threads, sockets. It may be used again afterwards."""
         ...

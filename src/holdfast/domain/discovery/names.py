@@ -51,11 +51,13 @@ class Found:
     Attributes:
         answer: what was said.
         freshness: what it may be used for.
+        until: when what may be done with it changes; before that nobody needs to look again.
         hold: whether asking again has failed a short while ago: use what is stale at once.
     """
 
     answer: Answer
     freshness: Freshness
+    until: Instant
     hold: bool = False
 
 
@@ -64,18 +66,27 @@ class CacheTerms:
     """How long answers are kept.
 
     Attributes:
+        floor: seconds that an answer is fresh at the least, whatever it says: against records of
+            one second that nobody changes. One that may be used only once, with a time to live of
+            zero, is not kept all the same.
         ceiling: seconds that an answer is fresh at the most, whatever it says. A wrong record with
-            a time to live of a week must not be a problem for a week (RFC 8767, section 4).
+            a time to live of a year must not be a problem for a year (RFC 8767, section 4).
         negative_ceiling: the same for answers that there is nothing (RFC 2308, section 5, asks for
             one to three hours at the most; a name that is about to be made should not wait).
         stale: seconds that an answer may serve after its end, when nobody answers (RFC 8767,
             section 5, proposes one to three days).
         recheck: seconds that nobody is asked again after asking has failed and something stale is
-            there (RFC 8767, section 5, proposes 30).
-        aging: the last part of the life of an answer, in which it is asked for ahead of time.
+            there (RFC 8767, section 5, proposes 30). As long is remembered that asking for the
+            other type of a name that has addresses had no answer: such servers exist.
+        aging: the last part of the life of an answer, from 0 to 1, in which whoever uses it has it
+            asked for again, ahead of its end.
         most: names and types that are kept; the one that was not used for longest goes.
+
+    Raises:
+        ValueError: a number is negative, or the floor is above a ceiling.
     """
 
+    floor: Duration = 0.0
     ceiling: Duration = 3600.0
     negative_ceiling: Duration = 60.0
     stale: Duration = 86_400.0
@@ -84,9 +95,13 @@ class CacheTerms:
     most: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("ceiling", "negative_ceiling", "stale", "recheck", "aging"):
+        for name in ("floor", "ceiling", "negative_ceiling", "stale", "recheck", "aging"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.floor <= min(self.ceiling, self.negative_ceiling):
+            raise ValueError(f"a floor of {self.floor} s is above a ceiling")
+        if self.aging > 1:
+            raise ValueError(f"aging is a part of a life, at most 1, got {self.aging}")
         if self.most < 1:
             raise ValueError(f"most must be at least 1, got {self.most}")
 
@@ -127,10 +142,20 @@ class _Entry:
     def __init__(self, answer: Answer, now: Instant, ttl: Duration, terms: CacheTerms) -> None:
         self.answer = answer
         self.fresh_until = now + ttl
-        self.aging_at = now + ttl * (1.0 - min(1.0, terms.aging))
+        self.aging_at = now + ttl * (1.0 - terms.aging)
         # That there is nothing does not serve when it is stale: it would hide what is new.
         self.stale_until = self.fresh_until + (terms.stale if answer.addresses else 0.0)
         self.hold_until: Instant = now
+
+    def found(self, now: Instant) -> Found:
+        hold = now < self.hold_until
+        if now >= self.fresh_until:
+            until = min(self.hold_until, self.stale_until) if hold else now
+            return Found(self.answer, Freshness.STALE, until, hold)
+        if now < self.aging_at or hold:
+            until = min(self.fresh_until, max(self.aging_at, self.hold_until))
+            return Found(self.answer, Freshness.FRESH, until)
+        return Found(self.answer, Freshness.AGING, now)
 
 
 class NameCache:
@@ -140,6 +165,7 @@ class NameCache:
         self.terms = terms
         self.evicted = 0
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._silent: OrderedDict[tuple[str, str], Instant] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -154,18 +180,22 @@ class NameCache:
             del self._entries[key]
             return None
         self._entries.move_to_end(key)
-        if now >= entry.fresh_until:
-            return Found(entry.answer, Freshness.STALE, now < entry.hold_until)
-        aging = now >= entry.aging_at and now >= entry.hold_until
-        return Found(entry.answer, Freshness.AGING if aging else Freshness.FRESH)
+        return entry.found(now)
+
+    def silent(self, name: str, kind: str, now: Instant) -> bool:
+        """Whether nothing is kept, and asking had no answer a short while ago."""
+        return now < self._silent.get((name, kind), now)
 
     def store(self, name: str, kind: str, answer: Answer, now: Instant) -> None:
         """Keep an answer, in place of an older one. One that may be used only once is not kept."""
         terms = self.terms
-        ceiling = terms.ceiling if answer.addresses else terms.negative_ceiling
-        ttl = min(answer.ttl, ceiling)
         key = (name, kind)
         self._entries.pop(key, None)
+        self._silent.pop(key, None)
+        if not answer.ttl > 0:
+            return
+        ceiling = terms.ceiling if answer.addresses else terms.negative_ceiling
+        ttl = min(max(answer.ttl, terms.floor), ceiling)
         if not ttl > 0:
             return
         self._entries[key] = _Entry(answer, now, ttl, terms)
@@ -174,18 +204,25 @@ class NameCache:
             self.evicted += 1
 
     def failed(self, name: str, kind: str, now: Instant) -> None:
-        """Asking again has failed: what is kept serves on, and nobody is asked for a while."""
-        entry = self._entries.get((name, kind))
+        """Asking has failed: what is kept serves on, and nobody is asked for a while."""
+        key = (name, kind)
+        entry = self._entries.get(key)
         if entry is not None:
             entry.hold_until = now + self.terms.recheck
+            return
+        self._silent.pop(key, None)
+        self._silent[key] = now + self.terms.recheck
+        while len(self._silent) > self.terms.most:
+            self._silent.popitem(last=False)
 
     def forget(self, name: str | None = None) -> None:
         """Drop everything, or what is kept of one name."""
-        if name is None:
-            self._entries.clear()
-            return
-        for key in [key for key in self._entries if key[0] == name]:
-            del self._entries[key]
+        for kept in (self._entries, self._silent):
+            if name is None:
+                kept.clear()
+                continue
+            for key in [key for key in kept if key[0] == name]:
+                del kept[key]
 
 
 def canonical(name: str) -> str:

@@ -1,31 +1,29 @@
 """Names to addresses: within the limit, cached as each record allows, never in the loop's threads.
 
     resolver = Resolver()                                   # getaddrinfo, in threads of our own
-    resolver = Resolver(CaresLookup())                      # c-ares, which knows times to live
+    resolver = Resolver(DnsLookup())                        # asks the servers, knows times to live
     addresses = await resolver.resolve("orders.local", 443, limit=now() + 0.5)
     resolver.stats()
 
 One question at a time goes out for a name and a type, however many wait for it, in whatever loop or
 thread; who gives up does not take the answer from the others. When nobody answers, what was known
-last serves on.
+last serves on, and says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from holdfast.domain.discovery.names import (
     Answer,
     CacheTerms,
+    Found,
     Freshness,
-    NameCache,
     NameStats,
     canonical,
 )
@@ -33,15 +31,13 @@ from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.ports.lookup import Lookup
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.driver import driver_of
-from holdfast.runtime.net.hosts import Hosts, literal
-from holdfast.runtime.net.lookups import SystemLookup
+from holdfast.runtime.net.hosts import LOOKED_AT, Hosts, literal
+from holdfast.runtime.net.lookups import SystemLookup, after_fork
+from holdfast.runtime.net.questions import Flight, Questions
 
-__all__ = ["Address", "Resolver", "default_resolver"]
+__all__ = ["Address", "Addresses", "Resolver", "default_resolver"]
 
 _LONGEST_NAME: Final = 253  # RFC 1035, section 2.3.4
-_JOIN_FOR: Final[Duration] = 2.0
-"""Seconds that later callers join a question. One that is older may be stuck, so a new one goes
-out."""
 
 _OTHER_FAMILY: Final[Duration] = 0.05
 """Seconds that the second family is waited for once the first is there (RFC 8305, section 3)."""
@@ -68,22 +64,14 @@ class Address(NamedTuple):
         return f"[{host}]:{port}" if self.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-class _Flight:
-    """A question under way, and who waits for it."""
+class Addresses(tuple[Address, ...]):
+    """What a name leads to, in the order of the answer.
 
-    def __init__(self, begun: Instant) -> None:
-        self.begun = begun
-        self.done = threading.Event()
-        self.result: Answer | OSError | None = None
-        self.stale: Answer | None = None
-        self.wakers: list[Callable[[], object]] = []
+    Attributes:
+        stale: whether this has ended and serves on because nobody answers.
+    """
 
-    @property
-    def answer(self) -> Answer | OSError | None:
-        """What came; what is stale when nobody answered and that is there."""
-        if isinstance(self.result, OSError) and self.stale is not None:
-            return self.stale
-        return self.result
+    stale: bool = False
 
 
 class Resolver:
@@ -93,6 +81,7 @@ class Resolver:
         lookup: who asks; getaddrinfo in threads of our own when none is given.
         terms: how long answers are kept.
         hosts: the hosts file.
+        clock: of the times to live.
     """
 
     def __init__(
@@ -101,93 +90,101 @@ class Resolver:
         *,
         terms: CacheTerms | None = None,
         hosts: Hosts | None = None,
+        clock: Callable[[], Instant] = monotonic,
     ) -> None:
         self.lookup: Lookup = SystemLookup() if lookup is None else lookup
         self._hosts = Hosts() if hosts is None else hosts
         self._terms = CacheTerms() if terms is None else terms
+        self._clock = clock
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)
+        after_fork(self._reset)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._cache = NameCache(self._terms)
-        self._flights: dict[tuple[str, str], _Flight] = {}
-        self._stats = NameStats()
+        self._questions = Questions(self.lookup, self._terms, self._clock)
+        self._ready: dict[tuple[str, int, int], tuple[Instant, Addresses]] = {}
+        """What was found a moment ago, as it was handed out, and until when that is right."""
 
     # -- for coroutines --------------------------------------------------------------------------
 
     async def resolve(
         self, host: str, port: int, *, family: int = socket.AF_UNSPEC, limit: Instant = NEVER
-    ) -> tuple[Address, ...]:
+    ) -> Addresses:
         """Addresses of `host`, in the order of the answer.
 
         Args:
-            host: a name, or an address.
+            host: a name, or an address. No search domain is put behind one that ends in a dot.
             port: becomes part of the addresses.
             family: `AF_INET` or `AF_INET6` for these alone.
             limit: monotonic instant by which it must be done.
 
         Raises:
-            socket.gaierror: there is no such name (`EAI_NONAME`, final), or nobody answered
-                (`EAI_AGAIN`).
+            socket.gaierror: there is no such name, or it has no address (`EAI_NONAME`, final); or
+                nobody could tell (`EAI_AGAIN`).
             TimeoutError: `limit` has passed; the question goes on, for whoever asks next.
         """
-        found, flights = self._begin(host, family)
-        if flights:
-            driver = driver_of(asyncio.get_running_loop())
-            loop = driver.loop
-            limit, patience = self._patience(flights, limit, driver.now())
-            settled = NEVER
-            while pending := [flight for flight in flights if not flight.done.is_set()]:
-                settled = self._settled(flights, pending, settled, driver.now())
-                until = min(limit, patience, settled)
-                if until <= driver.now():
-                    break
-                woken = loop.create_future()
-                for flight in pending:
-                    self._wake_with(flight, partial(_tell, loop, woken))
-                alarm = None if until == NEVER else driver.alarm(until, partial(_set, woken))
-                try:
-                    await woken
-                finally:
-                    if alarm is not None:
-                        driver.drop(alarm)
-        return self._finish(host, port, family, found, flights)
+        ready = self._ready.get((host, port, family))
+        if ready is not None and self._clock() < ready[0]:
+            self._questions.hit()
+            return ready[1]
+        driver = driver_of(asyncio.get_running_loop())
+        wanted = _Wanted(host, port, family, limit, driver.now())
+        self._begin(wanted)
+        loop = driver.loop
+        while (until := wanted.wait_until(driver.now())) is not None:
+            woken = loop.create_future()
+            for flight in wanted.pending():
+                self._questions.wake_with(flight, partial(_tell, loop, woken))
+            alarm = None if until == NEVER else driver.alarm(until, partial(_set, woken))
+            try:
+                await woken
+            finally:
+                if alarm is not None:
+                    driver.drop(alarm)
+        return self._finish(wanted)
 
     # -- for threads -----------------------------------------------------------------------------
 
     def resolve_blocking(
         self, host: str, port: int, *, family: int = socket.AF_UNSPEC, limit: Instant = NEVER
-    ) -> tuple[Address, ...]:
+    ) -> Addresses:
         """The same for plain functions; see `resolve`."""
-        found, flights = self._begin(host, family)
-        if flights:
-            limit, patience = self._patience(flights, limit, monotonic())
-            settled = NEVER
+        ready = self._ready.get((host, port, family))
+        if ready is not None and self._clock() < ready[0]:
+            self._questions.hit()
+            return ready[1]
+        wanted = _Wanted(host, port, family, limit, monotonic())
+        self._begin(wanted)
+        while (until := wanted.wait_until(monotonic())) is not None:
             changed = threading.Event()
-            while pending := [flight for flight in flights if not flight.done.is_set()]:
-                settled = self._settled(flights, pending, settled, monotonic())
-                until = min(limit, patience, settled)
-                left = until - monotonic()
-                if left <= 0:
-                    break
-                for flight in pending:
-                    self._wake_with(flight, changed.set)
-                changed.wait(None if left == NEVER else left)
-                changed.clear()
-        return self._finish(host, port, family, found, flights)
+            for flight in wanted.pending():
+                self._questions.wake_with(flight, changed.set)
+            left = min(until - monotonic(), threading.TIMEOUT_MAX)
+            changed.wait(None if until == NEVER else max(0.0, left))
+        return self._finish(wanted)
 
     # -- for everybody ---------------------------------------------------------------------------
 
     def stats(self) -> NameStats:
         """What happened so far; a copy."""
-        with self._lock:
-            return replace(self._stats, evicted=self._cache.evicted, size=len(self._cache))
+        return self._questions.stats()
 
     def clear(self, host: str | None = None) -> None:
         """Forget every answer, or those of one name."""
-        with self._lock:
-            self._cache.forget(None if host is None else canonical(host))
+        if host is None:
+            self._questions.forget(None)
+        else:
+            name = canonical(host)
+            self._questions.forget(name)
+            self._questions.forget(f"{name}.")
+        self._ready.clear()
+
+    async def aclose(self) -> None:
+        """Let threads and sockets go that are idle. It may be used again afterwards."""
+        self.close()
+
+    def close(self) -> None:
+        """The same for plain functions."""
+        self.lookup.close()
 
     @property
     def asks(self) -> str:
@@ -196,133 +193,131 @@ class Resolver:
 
     # -- within ----------------------------------------------------------------------------------
 
-    def _begin(self, host: str, family: int) -> tuple[list[Answer], list[_Flight]]:
-        """What is known of `host` already, and the questions that have to be waited for."""
+    def _begin(self, wanted: _Wanted) -> None:
+        """Find what is known already, and have asked what is not."""
+        host, family = wanted.host, wanted.family
         address = literal(host)
         if address is not None:
-            return [Answer((address,), NEVER)], []
+            wanted.found = [_known((address,))]
+            return
         name = canonical(host)
         if not name or len(name) > _LONGEST_NAME or "\0" in name:
             raise socket.gaierror(socket.EAI_NONAME, f"{host[:80]!r} is not the name of a host")
-        found: list[Answer] = []
-        flights: list[_Flight] = []
-        now = monotonic()
-        with self._lock:
-            local = self._hosts.look(name)
-            if local:
-                return [Answer(local, NEVER)], []
-            for kind in self.lookup.kinds:
-                if family and _FAMILIES.get(kind, family) != family:
-                    continue
-                flight = self._look(name, kind, now, found)
-                if flight is not None:
-                    flights.append(flight)
-        return found, flights
-
-    def _look(self, name: str, kind: str, now: Instant, found: list[Answer]) -> _Flight | None:
-        kept = self._cache.look(name, kind, now)
-        if kept is not None and kept.freshness is not Freshness.STALE:
-            self._stats.hits += 1
-            self._stats.negative_hits += not kept.answer.addresses
-            found.append(kept.answer)
-            if kept.freshness is Freshness.AGING:
-                self._fly(name, kind, now, None)
-            return None
-        if kept is not None and kept.hold:
-            self._stats.stale += 1
-            found.append(kept.answer)
-            return None
-        self._stats.misses += 1
-        return self._fly(name, kind, now, None if kept is None else kept.answer)
-
-    def _fly(self, name: str, kind: str, now: Instant, stale: Answer | None) -> _Flight:
-        key = (name, kind)
-        flight = self._flights.get(key)
-        if flight is not None and now - flight.begun < _JOIN_FOR:
-            self._stats.shared += 1
-            return flight
-        flight = _Flight(now)
-        flight.stale = stale
-        self._flights[key] = flight
-        self._stats.asked += 1
-        self.lookup.start(name, kind, lambda result: self._landed(key, flight, result))
-        return flight
-
-    def _landed(self, key: tuple[str, str], flight: _Flight, result: Answer | OSError) -> None:
-        now = monotonic()
-        with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-            if isinstance(result, OSError):
-                self._stats.failed += 1
-                self._cache.failed(*key, now)
-            else:
-                self._cache.store(*key, result, now)
-            flight.result = result
-            flight.done.set()
-            wakers, flight.wakers = flight.wakers, []
-        for wake in wakers:
-            wake()
-
-    def _wake_with(self, flight: _Flight, wake: Callable[[], object]) -> None:
-        with self._lock:
-            if not flight.done.is_set():
-                flight.wakers.append(wake)
+        local = self._hosts.look(name)
+        if local:
+            wanted.found = [_known(local)]
+            if wanted.addresses():
                 return
-        wake()
-
-    @staticmethod
-    def _patience(flights: list[_Flight], limit: Instant, now: Instant) -> tuple[Instant, Instant]:
-        """Until when to wait, and until when if there is something stale to fall back on."""
-        if all(flight.stale is None for flight in flights):
-            return limit, NEVER
-        return limit, min(now + _STALE_AFTER, now + (limit - now) / 2)
-
-    @staticmethod
-    def _settled(
-        flights: list[_Flight], pending: list[_Flight], settled: Instant, now: Instant
-    ) -> Instant:
-        """When one family has addresses, the other one is not waited for much longer."""
-        if settled != NEVER or len(pending) == len(flights):
-            return settled
-        some = any(
-            isinstance(flight.answer, Answer) and flight.answer.addresses
-            for flight in flights
-            if flight.done.is_set()
+        kinds = [kind for kind in self.lookup.kinds if _FAMILIES.get(kind, family) == family]
+        wanted.found, wanted.flights = self._questions.look(
+            f"{name}." if host.endswith(".") else name,
+            kinds if family else self.lookup.kinds,
+            wanted.limit > wanted.began,
         )
-        return now + _OTHER_FAMILY if some else NEVER
+        wanted.late = not wanted.found and not wanted.flights
 
-    def _finish(
-        self, host: str, port: int, family: int, found: list[Answer], flights: list[_Flight]
-    ) -> tuple[Address, ...]:
-        errors: list[OSError] = []
-        late = False
-        for flight in flights:
-            answer = flight.answer
-            if answer is None:
-                late = flight.stale is None or late
-                answer = flight.stale
-            if isinstance(answer, OSError):
-                errors.append(answer)
-            elif answer is not None:
-                if answer is flight.stale:
-                    with self._lock:
-                        self._stats.stale += 1
-                found.append(answer)
-        addresses = tuple(
+    def _finish(self, wanted: _Wanted) -> Addresses:
+        stale = wanted.land()
+        for _ in range(stale):
+            self._questions.served_stale()
+        addresses = wanted.addresses()
+        if not addresses:
+            raise self._failure(wanted)
+        if not wanted.flights:
+            self._remember(wanted, addresses)
+        return addresses
+
+    def _remember(self, wanted: _Wanted, addresses: Addresses) -> None:
+        if len(self._ready) >= self._terms.most:
+            self._ready.clear()
+        # The hosts file may change, and the cache has to see which names are in use.
+        until = min(self._questions.until(wanted.found), self._clock() + LOOKED_AT)
+        self._ready[wanted.host, wanted.port, wanted.family] = (until, addresses)
+
+    def _failure(self, wanted: _Wanted) -> OSError:
+        host = wanted.host
+        if wanted.late:
+            return TimeoutError(f"{host!r} was not resolved in time; asked: {self.asks}")
+        if wanted.errors:
+            error = wanted.errors[0]
+            # One error may go to many who wait, and each of them adds its own notes.
+            return type(error)(*error.args)
+        exists = any(found.answer.exists for found in wanted.found)
+        why = "has no address" if exists else "does not exist"
+        return socket.gaierror(socket.EAI_NONAME, f"{host!r} {why}; asked: {self.asks}")
+
+
+class _Wanted:
+    """One look-up: what it is for, what is known of it, what it waits for."""
+
+    def __init__(self, host: str, port: int, family: int, limit: Instant, now: Instant) -> None:
+        self.host = host
+        self.port = port
+        self.family = family
+        self.limit = limit
+        self.began = now
+        self.found: list[Found] = []
+        self.flights: list[Flight] = []
+        self.errors: list[OSError] = []
+        self.late = False
+        self._settled: Instant = NEVER
+
+    def pending(self) -> list[Flight]:
+        """The questions that nothing has come of."""
+        return [flight for flight in self.flights if not flight.done]
+
+    def wait_until(self, now: Instant) -> Instant | None:
+        """Until when to wait for them; none when there is nothing to wait for any more."""
+        pending = self.pending()
+        if not pending:
+            return None
+        until = self.limit
+        if any(flight.stale is not None for flight in self.flights):
+            patience = min(_STALE_AFTER, (self.limit - self.began) / 2)
+            until = min(until, self.began + patience)
+        if self._settled == NEVER and self._some():
+            self._settled = now + _OTHER_FAMILY
+        until = min(until, self._settled)
+        return until if until > now else None
+
+    def _some(self) -> bool:
+        if any(found.answer.addresses for found in self.found):
+            return True
+        return any(flight.has_addresses for flight in self.flights)
+
+    def land(self) -> int:
+        """Take what has come; how many answers of that were stale."""
+        stale = 0
+        for flight in self.flights:
+            result = flight.result
+            if isinstance(result, Answer):
+                self.found.append(_known(result.addresses, result.exists))
+            elif flight.stale is not None:
+                self.found.append(_known(flight.stale.addresses, stale=True))
+                stale += 1
+            elif result is not None:
+                self.errors.append(result)
+            else:
+                self.late = True
+        return stale
+
+    def addresses(self) -> Addresses:
+        """All that was found, for this port and family."""
+        made = Addresses(
             address
-            for answer in found
-            for address in (_address(text, port) for text in answer.addresses)
-            if family in (socket.AF_UNSPEC, address.family)
+            for found in self.found
+            for address in (_address(text, self.port) for text in found.answer.addresses)
+            if self.family in (socket.AF_UNSPEC, address.family)
         )
-        if addresses:
-            return addresses
-        if errors and not late:
-            raise errors[0]
-        if late:
-            raise TimeoutError(f"{host!r} was not resolved in time; asked: {self.asks}")
-        why = "has no address" if any(a.exists for a in found) else "does not exist"
-        raise socket.gaierror(socket.EAI_NONAME, f"{host!r} {why}; asked: {self.asks}")
+        made.stale = any(
+            found.freshness is Freshness.STALE and found.answer.addresses for found in self.found
+        )
+        return made
+
+
+def _known(addresses: Sequence[str], exists: bool = True, *, stale: bool = False) -> Found:
+    answer = Answer(tuple(addresses), NEVER, exists)
+    return Found(answer, Freshness.STALE if stale else Freshness.FRESH, NEVER)
 
 
 def _address(text: str, port: int) -> Address:
@@ -351,10 +346,13 @@ def _tell(loop: asyncio.AbstractEventLoop, woken: asyncio.Future[None]) -> None:
 
 
 _DEFAULT: Final[list[Resolver]] = []
+_LOCK: Final = threading.Lock()
 
 
 def default_resolver() -> Resolver:
     """The resolver of the process, for whoever has none of its own: getaddrinfo, cached."""
     if not _DEFAULT:
-        _DEFAULT.append(Resolver())
+        with _LOCK:
+            if not _DEFAULT:
+                _DEFAULT.append(Resolver())
     return _DEFAULT[0]
