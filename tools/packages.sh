@@ -8,7 +8,7 @@
 set -u
 
 # Each with the program by which it is known to be there.
-packages="chromium:chromium knot:knotd"
+packages="chromium:chromium knot:knotd iproute2:ip nftables:nft"
 
 missing=
 for package in $packages; do
