@@ -240,15 +240,30 @@ class Call(AnyCall):
         )
         if not ours and not bounded and not watched:
             return request
-        fields = {**request.__dict__, "headers": _joined(request.headers, ours, outbound.budgets)}
+        extensions: dict[str, Any] = request.extensions
         if bounded or watched:
-            fields["extensions"] = extensions = {**request.extensions}
+            extensions = {**extensions}
             if bounded and clamp:
                 extensions["timeout"] = clamped(extensions.get("timeout"), self.left)
+        return self._twin(_joined(request.headers, ours, outbound.budgets), extensions)
+
+    def _twin(self, headers: Any, extensions: dict[str, Any]) -> Any:
         # Not `Request(...)`: that would parse the URL and build the headers and the body anew.
+        request = self.request
         kind: Any = request.__class__
         twin: Any = object.__new__(kind)
-        twin.__dict__ = fields
+        if kind is not self.library.api.Request:
+            twin.__dict__ = {**request.__dict__, "headers": headers, "extensions": extensions}
+            return twin
+        # One by one: whoever looks at `__dict__` makes an object slow to read for all others.
+        twin.method = request.method
+        twin.url = request.url
+        twin.headers = headers
+        twin.extensions = extensions
+        twin.stream = request.stream
+        content = getattr(request, "_content", None)
+        if content is not None:
+            twin._content = content
         return twin
 
 
@@ -265,15 +280,19 @@ def clamped(timeouts: Mapping[str, float | None] | None, left: Duration) -> dict
 
 def _joined(theirs: Any, ours: list[tuple[str, str]], budgets: Mapping[bytes, Decode]) -> Any:
     """The headers of a request with ours; one that is there already is never doubled."""
+    rows: list[tuple[bytes, bytes, bytes]] | None = getattr(theirs, "_list", None)
+    if rows is not None:
+        # `headers[name] = value` would look through all of them for each of ours, and a copy would
+        # go through all of them too.
+        mine = {name.encode(): value.encode() for name, value in ours}
+        if mine.keys().isdisjoint([row[1] for row in rows]):
+            kind: Any = theirs.__class__
+            twin: Any = object.__new__(kind)
+            twin._list = rows + [(name, name, value) for name, value in mine.items()]
+            twin._encoding = theirs._encoding
+            return twin
     headers = theirs.copy()
     present = {name.lower() for name, _ in theirs.raw}
-    rows: list[tuple[bytes, bytes, bytes]] | None = getattr(headers, "_list", None)
-    if rows is not None:
-        # `headers[name] = value` would look through all of them for each of ours.
-        mine = [(name.encode(), value.encode()) for name, value in ours]
-        if present.isdisjoint([name for name, _ in mine]):
-            rows += [(name, name, value) for name, value in mine]
-            return headers
     own_trace = b"traceparent" in present
     for name, value in ours:
         key = name.encode("ascii")

@@ -148,15 +148,23 @@ _MODULES: Final = {
     **LIBRARIES,
     **{library.core.__name__: library for library in LIBRARIES.values()},
 }
+_KNOWN: Final[dict[type, Library]] = {}
 
 
 def library_of(*things: object) -> Library:
     """The library that the first of `things` to know it belongs to; the newer one otherwise."""
     for thing in things:
-        for cls in type(thing).__mro__:
-            library = _MODULES.get(cls.__module__.partition(".")[0])
-            if library is not None:
-                return library
+        kind = type(thing)
+        library = _KNOWN.get(kind)
+        if library is None:
+            for cls in kind.__mro__:
+                library = _MODULES.get(cls.__module__.partition(".")[0])
+                if library is not None:
+                    break
+            else:
+                continue
+            _KNOWN[kind] = library
+        return library
     return LIBRARIES["httpx2" if "httpx2" in LIBRARIES else "httpx"]
 
 
