@@ -207,7 +207,7 @@ class NameCache:
         """Asking has failed: what is kept serves on, and nobody is asked for a while."""
         key = (name, kind)
         entry = self._entries.get(key)
-        if entry is not None:
+        if entry is not None and now < entry.stale_until:
             entry.hold_until = now + self.terms.recheck
             return
         self._silent.pop(key, None)
