@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from holdfast.adapters.aiohttp_server import AiohttpApplication, AiohttpServer
+from holdfast.adapters.aiohttp.server import AiohttpApplication, AiohttpServer
 from holdfast.runtime.gated import GatedDrain
 from tests.adapters.embedding import (
     LOOPS,

@@ -21,7 +21,7 @@ from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.side import Side
 from holdfast.runtime.timers import Alarm
 
-__all__ = ["CLOSING", "SLICE", "Wired"]
+__all__ = ["CLOSING", "RESET", "SLICE", "Wired"]
 
 CLOSING: Final[Duration] = 1.0
 """Seconds that closing may wait for the peer: for what is still to be sent, and for its
@@ -29,7 +29,8 @@ close_notify."""
 
 HIGH: Final = 262_144
 SLICE: Final = 65_536
-_RESET: Final = struct.pack("ii", 1, 0)
+RESET: Final = struct.pack("ii", 1, 0)
+"""A value of `SO_LINGER`: closing drops what was not sent, and resets the connection."""
 
 
 class _Wire(asyncio.Protocol):
@@ -196,7 +197,7 @@ class Wired:
         self.closed = True
         sock = self._transport.get_extra_info("socket")
         if reset and sock is not None and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.abort()
         self._reads.wake()
         self._writes.wake()
@@ -206,7 +207,7 @@ class Wired:
         if self._gone.done():
             return
         if self._stalled or self.closed:
-            self.abort()
+            self.abort(reset=self._stalled)
         else:
             self.closed = True
             self._transport.close()

@@ -1,0 +1,211 @@
+"""Connections of a `TCPConnector`, dialled by us: names, addresses, proxy and TLS are phases.
+
+Four methods of the connector are replaced, on the one object. They are not promised to stay, so
+aiohttp is pinned and a contract test reads their signatures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from holdfast.domain.errors import DeadlineExceeded
+from holdfast.domain.instant import NEVER, Instant
+from holdfast.domain.phases import Ended, Phase
+from holdfast.runtime.ambient import deadline_at
+from holdfast.runtime.net.attempt import SocketOptions
+from holdfast.runtime.net.phased import within
+from holdfast.runtime.net.race import race
+from holdfast.runtime.net.resolver import Address, Resolver
+from holdfast.runtime.outbound import Call
+
+__all__ = ["CURRENT", "SEAMS", "Dialled", "seams_of"]
+
+CURRENT: Final[ContextVar[Call | None]] = ContextVar("holdfast.aiohttp", default=None)
+"""The call that the running task makes."""
+
+SEAMS: Final = (
+    "connect",
+    "_create_proxy_connection",
+    "_start_tls_connection",
+    "_wrap_create_connection",
+)
+"""The methods of a `TCPConnector` that are replaced."""
+
+
+class _Names(AbstractResolver):
+    """Our resolver, as aiohttp asks for one."""
+
+    def __init__(self, resolver: Resolver, before: AbstractResolver) -> None:
+        self._resolver = resolver
+        self._before = before
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[Any]:
+        call = CURRENT.get()
+        if call is None:
+            found = await self._resolver.resolve(host, port, family=family)
+        else:
+            async with within(call.trail, Phase.DNS, f"asked: {self._resolver.asks}"):
+                found = await self._resolver.resolve(host, port, family=family)
+        return [
+            {
+                "hostname": host,
+                "host": str(address.sockaddr[0]),
+                "port": port,
+                "family": address.family,
+                "proto": 0,
+                "flags": socket.AI_NUMERICHOST,
+            }
+            for address in found
+        ]
+
+    async def close(self) -> None:
+        await self._before.close()
+
+
+class Dialled:
+    """The methods that take the place of a connector's.
+
+    Args:
+        connector: whose they are.
+        resolver: who looks names up; the connector's own when none is given.
+    """
+
+    def __init__(self, connector: Any, resolver: Resolver | None) -> None:
+        self._connector = connector
+        self._inner: dict[str, Callable[..., Any]] = {
+            name: getattr(connector, name) for name in SEAMS if hasattr(connector, name)
+        }
+        before = getattr(connector, "_resolver", None)
+        self.names = None if resolver is None or before is None else _Names(resolver, before)
+
+    def methods(self) -> dict[str, Callable[..., Any]]:
+        """By the name of what they replace."""
+        return {name: getattr(self, name.lstrip("_")) for name in self._inner}
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+        """A connection out of the pool, or a new one."""
+        call = CURRENT.get()
+        if call is None:
+            return await self._inner["connect"](req, traces, timeout)
+        trail = call.trail
+        if call.left <= 0:
+            raise call.over()
+        trail.begin(Phase.POOL, call.now())
+        connection = await self._inner["connect"](req, traces, timeout)
+        trail.begin(Phase.REQUEST, call.now())
+        # Waiting and connecting took from the budget, so what is left is worked out only now.
+        req.headers.update(call.joined(req.headers))
+        return connection
+
+    async def create_proxy_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        """A connection through a proxy, which is to connect to the host where TLS follows."""
+        call = CURRENT.get()
+        if call is None or not req.is_ssl():
+            return await self._inner["_create_proxy_connection"](req, traces, timeout)
+        scope = deadline_at(call.limit, name=Phase.PROXY.value)
+        until: list[Instant] = []
+
+        def tunnelling() -> None:
+            until.append(call.trail.begin(Phase.PROXY, call.now()))
+            if until[0] < scope.deadline:
+                scope.move_deadline(until[0])
+
+        token = _TUNNEL.set(tunnelling)
+        try:
+            async with scope:
+                made = await self._inner["_create_proxy_connection"](req, traces, timeout)
+        except DeadlineExceeded:
+            call.trail.end(call.now(), Ended.TIMEOUT, f"proxy {req.proxy.host}:{req.proxy.port}")
+            raise
+        finally:
+            _TUNNEL.reset(token)
+        return made
+
+    async def start_tls_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """TLS with the host, through the tunnel."""
+        call = CURRENT.get()
+        if call is None:
+            return await self._inner["_start_tls_connection"](*args, **kwargs)
+        async with within(call.trail, Phase.TLS):
+            return await self._inner["_start_tls_connection"](*args, **kwargs)
+
+    async def wrap_create_connection(
+        self,
+        *args: Any,
+        addr_infos: list[Any],
+        req: Any,
+        timeout: Any,
+        client_error: Any = aiohttp.ClientConnectorError,
+        **kwargs: Any,
+    ) -> Any:
+        """A connection to one of the addresses; all are tried here, so none is left to try."""
+        call = CURRENT.get()
+        if call is None:
+            return await self._inner["_wrap_create_connection"](
+                *args,
+                addr_infos=addr_infos,
+                req=req,
+                timeout=timeout,
+                client_error=client_error,
+                **kwargs,
+            )
+        addresses = [Address(info[0], info[4]) for info in addr_infos]
+        addr_infos.clear()
+        own = timeout.sock_connect
+        try:
+            async with asyncio.timeout(own if own and own > 0 else None):
+                made = await self._connected(call, addresses, args, kwargs)
+        except ssl.CertificateError as exc:
+            raise aiohttp.ClientConnectorCertificateError(req.connection_key, exc) from exc
+        except ssl.SSLError as exc:
+            raise aiohttp.ClientConnectorSSLError(req.connection_key, exc) from exc
+        except OSError as exc:
+            if exc.errno is None and isinstance(exc, TimeoutError):
+                raise
+            raise client_error(req.connection_key, exc) from exc
+        tunnelling = _TUNNEL.get()
+        if tunnelling is not None:
+            tunnelling()
+        return made
+
+    async def _connected(
+        self, call: Call, addresses: list[Address], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        connector = self._connector
+        local = getattr(connector, "_local_addr_infos", None)
+        delay = getattr(connector, "_happy_eyeballs_delay", None)
+        options = SocketOptions(
+            local=str(local[0][4][0]) if local else "",
+            attempt_delay=NEVER if delay is None else delay,
+        )
+        async with within(call.trail, Phase.CONNECT, f"{len(addresses)} addresses") as phase:
+            sock = await race(addresses, trail=call.trail, until=phase.until, options=options)
+        loop = asyncio.get_running_loop()
+        if not kwargs.get("ssl"):
+            return await loop.create_connection(*args, **kwargs, sock=sock)
+        kwargs["ssl_shutdown_timeout"] = getattr(connector, "_ssl_shutdown_timeout", None) or 0.001
+        try:
+            async with within(call.trail, Phase.TLS):
+                return await loop.create_connection(*args, **kwargs, sock=sock)
+        except BaseException:
+            if sock.fileno() >= 0:
+                sock.close()  # the loop had not taken it yet
+            raise
+
+
+_TUNNEL: Final[ContextVar[Callable[[], None] | None]] = ContextVar("holdfast.tunnel", default=None)
+
+
+def seams_of(connector: Any) -> tuple[str, ...]:
+    """Which of the methods a connector has: one for Unix sockets has the first alone."""
+    return tuple(name for name in SEAMS if hasattr(connector, name))
