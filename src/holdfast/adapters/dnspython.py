@@ -162,9 +162,11 @@ def _read(response: dns.message.QueryMessage) -> Answer:
     # The least time to live along the chain of CNAMEs; of a negative answer the minimum of the SOA
     # record is among them (RFC 2308, section 5).
     chain = response.resolve_chaining()
-    exists = response.rcode() != dns.rcode.NXDOMAIN
     if chain.answer is None:
-        return Answer((), float(chain.minimum_ttl), exists)
+        # Without that record it must not be kept.
+        kept = any(records.rdtype == dns.rdatatype.SOA for records in response.authority)
+        exists = response.rcode() != dns.rcode.NXDOMAIN
+        return Answer((), float(chain.minimum_ttl) if kept else 0.0, exists)
     records = cast("Iterable[dns.rdata.Rdata]", chain.answer)
     addresses = tuple(record.to_text() for record in records)
     return Answer(addresses, float(chain.minimum_ttl))
@@ -172,7 +174,7 @@ def _read(response: dns.message.QueryMessage) -> Answer:
 
 def _server(text: str) -> Server:
     host, port = text, "53"
-    if text.startswith("["):
+    if text.startswith("[") and "]" in text:
         host, _, rest = text[1:].partition("]")
         port = rest.removeprefix(":") or port
     elif text.count(":") == 1:
