@@ -16,10 +16,11 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from holdfast.adapters.httpx.aio import AsyncHoldfastTransport
+from holdfast.adapters.httpx.blocking import leave_blocking
 from holdfast.adapters.httpx.idle import pool_of
 from holdfast.adapters.httpx.library import LIBRARIES
 from holdfast.adapters.httpx.pools import leave_network
-from holdfast.adapters.httpx.sync import HoldfastTransport, unbound_network
+from holdfast.adapters.httpx.sync import HoldfastTransport
 
 __all__ = [
     "AsyncHoldfastTransport",
@@ -71,7 +72,7 @@ def uninstrument(client: C) -> C:
             return transport
         inner = transport.inner
         leave_network(inner)
-        unbound_network(inner)
+        leave_blocking(inner)
         return inner
 
     _replace(client, unwrapped)

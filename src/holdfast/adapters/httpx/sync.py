@@ -1,117 +1,32 @@
 """The synchronous transport: nothing can be cancelled in a thread, only bounded.
 
-A time-out of httpcore bounds one read, so a peer that sends a byte now and then is never late. Here
-the network under httpcore's pool is wrapped: every single read and write of a call may take what is
-left then, and no more. So headers and bodies that trickle in end at the deadline as well.
+Every wait ends with the call: for a place in the pool, for the name, for each address, for the
+proxy, for TLS, for each part that is sent or read. So headers and bodies that trickle in end at the
+deadline as well.
 
-Not covered: the system's name lookup (`getaddrinfo` knows no time-out), the time between two chunks
-that the caller itself spends (noticed at the next chunk), and, with a transport that is not the
-library's own, whatever that does between its reads.
+Not covered: the time between two chunks that the caller itself spends (noticed at the next chunk),
+and, with a transport or a network that is not the library's own, whatever that does between its
+reads.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from holdfast.adapters.httpx.call import (
-    PEEK,
-    Call,
-    Compiled,
-    Options,
-    content_of,
-    observe,
-)
+from holdfast.adapters.httpx.blocking import BlockingCall, join_blocking, working_for
+from holdfast.adapters.httpx.call import PEEK, Compiled, Options, content_of, observe
 from holdfast.adapters.httpx.events import watched
 from holdfast.adapters.httpx.library import SyncBase, adopt, variant
-from holdfast.adapters.httpx.pools import pools_below
-from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.adapters.httpx.pools import pools_below, way_of
+from holdfast.domain.instant import Duration
+from holdfast.domain.phases import DEFAULT_SHARES, Phase, Shares
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
-from holdfast.runtime.clock import monotonic
+from holdfast.ports.trails import TrailObserver
+from holdfast.runtime.net.resolver import Resolver, default_resolver
 
-__all__ = ["HoldfastTransport", "bound_network", "unbound_network"]
-
-_LEAST: Final[Duration] = 0.001
-_SLICE: Final = 65_536
-
-
-class _Bound(threading.local):
-    """The instant by which the call that this thread works for must be done."""
-
-    at: Instant = NEVER
-
-
-_BOUND: Final = _Bound()
-
-
-@contextmanager
-def _within(limit: Instant) -> Generator[None]:
-    before = _BOUND.at
-    _BOUND.at = min(before, limit)
-    try:
-        yield
-    finally:
-        _BOUND.at = before
-
-
-def _shrunk(timeout: Duration | None) -> Duration | None:
-    at = _BOUND.at
-    if at == NEVER:
-        return timeout
-    # Zero would make a socket non-blocking.
-    left = max(at - monotonic(), _LEAST)
-    return left if timeout is None or left < timeout else timeout
-
-
-class _Network:
-    """A network backend of httpcore, or a connection of one, whose every wait is bounded."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def connect_tcp(self, host: str, port: int, timeout: Any = None, **rest: Any) -> Any:
-        return _Network(self.inner.connect_tcp(host, port, timeout=_shrunk(timeout), **rest))
-
-    def connect_unix_socket(self, path: str, timeout: Any = None, **rest: Any) -> Any:
-        return _Network(self.inner.connect_unix_socket(path, timeout=_shrunk(timeout), **rest))
-
-    def start_tls(self, ssl_context: Any, server_hostname: Any = None, timeout: Any = None) -> Any:
-        return _Network(self.inner.start_tls(ssl_context, server_hostname, _shrunk(timeout)))
-
-    def read(self, max_bytes: int, timeout: Any = None) -> bytes:
-        data: bytes = self.inner.read(max_bytes, timeout=_shrunk(timeout))
-        return data
-
-    def write(self, buffer: bytes, timeout: Any = None) -> None:
-        # httpcore gives the whole time-out to every part that the socket takes.
-        view = memoryview(buffer)
-        for start in range(0, len(view), _SLICE):
-            self.inner.write(bytes(view[start : start + _SLICE]), timeout=_shrunk(timeout))
-
-
-def bound_network(transport: Any) -> None:
-    """Bound the network under the pools of a transport; what has none is left as it is."""
-    for pool in pools_below(transport):
-        if not isinstance(pool._network_backend, _Network):
-            pool._network_backend = _Network(pool._network_backend)
-        for connection in pool._connections:
-            inner: Any = getattr(connection, "_connection", None)
-            stream = getattr(inner, "_network_stream", None)
-            if stream is not None and not isinstance(stream, _Network):
-                inner._network_stream = _Network(stream)
-
-
-def unbound_network(transport: Any) -> None:
-    """Undo `bound_network`; connections that are open stay wrapped, but unbounded."""
-    for pool in pools_below(transport):
-        if isinstance(pool._network_backend, _Network):
-            pool._network_backend = pool._network_backend.inner
+__all__ = ["HoldfastTransport"]
 
 
 class HoldfastTransport(SyncBase):
@@ -130,21 +45,32 @@ class HoldfastTransport(SyncBase):
         refuse_below: Duration = 0.0,
         reserve: Duration = 0.0,
         raise_for_deadline: bool = True,
+        shares: Shares = DEFAULT_SHARES,
+        observer: TrailObserver | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
         adopt(self, "BaseTransport", inner)
         self.inner = inner
-        self._compiled = Compiled(Options(service, wire, refuse_below, reserve, raise_for_deadline))
-        bound_network(inner)
+        options = Options(
+            service, wire, refuse_below, reserve, raise_for_deadline, shares, observer
+        )
+        self._pooled = bool(pools_below(inner))
+        first = Phase.POOL if self._pooled else Phase.HEADER
+        self._compiled = Compiled(options, way_of(inner), first)
+        join_blocking(inner, resolver or default_resolver(), shares)
 
     def handle_request(self, request: Any) -> Any:
         """Send `request`; see the class."""
-        call = Call(self._compiled, request)
+        call = BlockingCall(self._compiled, request)
+        call.until = call.limit
         call.admit()
-        outgoing = call.outgoing(clamp=True)
-        if outgoing is not request and call.limit != NEVER:
+        outgoing = call.outgoing(clamp=True, watched=self._pooled)
+        if self._pooled:
             watched(call, outgoing.extensions, is_async=False)
-        response = _in_time(call, lambda: self.inner.handle_request(outgoing))
-        call.received = 0
+        response = _in_time(call, lambda: self._answer(call, outgoing))
+        if response.status_code == 101 or request.method == "CONNECT":
+            call.over_and_done()
+            return response
         kind = variant(_Body, "SyncByteStream", call.library)
         response.stream = stream = kind(call, response.stream)
         try:
@@ -152,9 +78,15 @@ class HoldfastTransport(SyncBase):
                 raise call.over()
             if response.status_code >= 400 or call.ledger is not None:
                 observe(call, response, stream.peek(PEEK) if content_of(response) else b"")
-        except BaseException:
-            stream.close()
+        except BaseException as exc:
+            stream.failed(exc)
             raise
+        return response
+
+    def _answer(self, call: BlockingCall, outgoing: Any) -> Any:
+        call.enter(call.compiled.first)
+        response = self.inner.handle_request(outgoing)
+        call.answered(response)
         return response
 
     def close(self) -> None:
@@ -177,12 +109,13 @@ class HoldfastTransport(SyncBase):
         return f"HoldfastTransport({self.inner!r})"
 
 
-def _in_time(call: Call, work: Callable[[], Any]) -> Any:
+def _in_time(call: BlockingCall, work: Callable[[], Any]) -> Any:
     try:
-        with _within(call.limit):
+        with working_for(call):
             return work()
     except Exception as exc:
         error = call.explained(exc)
+        call.over_and_done(error)
         if error is exc:
             raise
         raise error from exc
@@ -191,7 +124,7 @@ def _in_time(call: Call, work: Callable[[], Any]) -> Any:
 class _Body:
     """A body that is read within the limit that held when the call began."""
 
-    def __init__(self, call: Call, source: Any) -> None:
+    def __init__(self, call: BlockingCall, source: Any) -> None:
         self._call = call
         self._source = source
         self._parts: Any = None
@@ -206,11 +139,14 @@ class _Body:
     def _next(self) -> bytes:
         call = self._call
         if call.left <= 0:
-            raise call.over()
+            error = call.over()
+            call.over_and_done(error)
+            raise error
         if self._parts is None:
             self._parts = iter(self._source)
         chunk = _in_time(call, lambda: next(self._parts, None))
         if chunk is None:
+            call.over_and_done()
             raise StopIteration
         call.received += len(chunk)
         part: bytes = chunk
@@ -228,9 +164,15 @@ class _Body:
             size += len(chunk)
         return b"".join(self._ahead)
 
+    def failed(self, error: BaseException) -> None:
+        """The call ends with `error`, and nobody reads the rest."""
+        self._call.over_and_done(error)
+        self.close()
+
     def close(self) -> None:
-        with _within(self._call.limit):
+        with working_for(self._call):
             close = getattr(self._parts, "close", None)
             if close is not None:
                 close()
             self._source.close()
+        self._call.over_and_done()

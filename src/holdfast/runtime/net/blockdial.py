@@ -147,8 +147,9 @@ def _check(trail: Trail, until: Instant, own: Instant, detail: str) -> None:
 
 
 def _ended(trail: Trail, own: Instant, detail: str) -> OSError:
-    if own <= monotonic() and not trail.spent(monotonic()):
-        trail.end(monotonic(), Ended.TIMEOUT, detail)
+    now = monotonic()
+    if own <= now and not trail.spent(now):
+        trail.end(now, Ended.TIMEOUT, detail)
         return TimeoutError(trail.line())
     return late(trail, detail)
 
@@ -212,17 +213,30 @@ def _tell(trail: Trail, address: Address, began: Instant, number: int) -> None:
 
 
 def tls_blocking(
-    sock: socket.socket, context: ssl.SSLContext, server_hostname: str, trail: Trail
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    server_hostname: str | None,
+    trail: Trail,
+    *,
+    most: Duration = NEVER,
 ) -> socket.socket:
     """Speak TLS over a connected socket, which is closed when that fails.
 
+    Args:
+        sock: connected.
+        context: of a client.
+        server_hostname: for whom the certificate must be.
+        trail: the record of the call.
+        most: seconds that the client itself allows for this phase.
+
     Raises:
-        PhaseTimeout, DeadlineExceeded, OSError: see `dial_blocking`.
+        PhaseTimeout, DeadlineExceeded, OSError: see `connect_blocking`.
     """
-    until = trail.begin(Phase.TLS, monotonic())
+    own = monotonic() + most
+    until = min(trail.begin(Phase.TLS, monotonic()), own)
     wrapped: socket.socket = sock
     try:
-        _check(trail, until, NEVER, "")
+        _check(trail, until, own, "")
         sock.settimeout(None if until == NEVER else max(until - monotonic(), 0.001))
         wrapped = context.wrap_socket(
             sock, server_hostname=server_hostname, do_handshake_on_connect=False
@@ -231,9 +245,9 @@ def tls_blocking(
         wrapped.do_handshake()
     except TimeoutError as exc:
         wrapped.close()
-        if isinstance(exc, DeadlineExceeded | PhaseTimeout):
-            raise
-        raise late(trail) from exc
+        if trail.current is None:
+            raise  # there was no time to begin with
+        raise _ended(trail, own, "") from exc
     except BaseException as exc:
         wrapped.close()
         trail.end(monotonic(), Ended.FAILED, type(exc).__name__)

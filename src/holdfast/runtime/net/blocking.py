@@ -27,7 +27,7 @@ from holdfast.runtime.clock import monotonic
 from holdfast.runtime.net.kernel import persevere
 from holdfast.runtime.scope import ambient
 
-__all__ = ["BoundSocket", "bound_of", "within_limit"]
+__all__ = ["BoundSocket", "bound_of", "move_bound", "within_limit"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ class _Bound(threading.local):
     """What the call that this thread works for may take."""
 
     at: Instant = NEVER
+    most: Instant = NEVER
     trail: Trail | None = None
 
 
@@ -67,14 +68,22 @@ def within_limit(limit: Instant, trail: Trail | None = None) -> Generator[None]:
         limit: monotonic instant; never later than that of a block around this one.
         trail: the record of the call, whose bytes are counted.
     """
-    before = (_BOUND.at, _BOUND.trail)
-    _BOUND.at = min(before[0], limit)
+    before = (_BOUND.at, _BOUND.most, _BOUND.trail)
+    _BOUND.at = _BOUND.most = min(before[0], limit)
     if trail is not None:
         _BOUND.trail = trail
     try:
         yield
     finally:
-        _BOUND.at, _BOUND.trail = before
+        _BOUND.at, _BOUND.most, _BOUND.trail = before
+
+
+def move_bound(at: Instant) -> None:
+    """Bound the waits of this thread by `at`, in the rest of the `within_limit` block around it.
+
+    For what may take a share of the whole: no later than the limit of that block.
+    """
+    _BOUND.at = min(at, _BOUND.most)
 
 
 class BoundSocket:
