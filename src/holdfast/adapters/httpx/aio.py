@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -10,7 +11,7 @@ from holdfast.adapters.httpx.call import PEEK, Call, Compiled, Options, content_
 from holdfast.adapters.httpx.events import watched
 from holdfast.adapters.httpx.exchange import Exchange
 from holdfast.adapters.httpx.library import AsyncBase, adopt, library_of, variant
-from holdfast.adapters.httpx.pools import join_network, pools_below, way_of
+from holdfast.adapters.httpx.pools import forget_failed, join_network, pools_below, way_of
 from holdfast.adapters.httpx.progress import CURRENT
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration
@@ -81,7 +82,7 @@ class AsyncHoldfastTransport(AsyncBase):
         )
         pools = pools_below(inner)
         first = Phase.POOL if pools else Phase.HEADER
-        self._compiled = Compiled(options, way_of(inner), first)
+        self._compiled = Compiled(options, way_of(inner), first, partial(forget_failed, pools))
         in_memory = library_of(inner).in_memory
         self._direct = isolation == "never" or (
             isolation == "auto" and isinstance(inner, in_memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from holdfast.adapters.httpx.library import LIBRARIES, Library, library_of
@@ -30,6 +30,10 @@ _HOPS: Final = "holdfast.hops"
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
+def _nothing() -> None:
+    pass
+
+
 class Compiled:
     """Options, made ready for use by every call.
 
@@ -37,17 +41,25 @@ class Compiled:
         options: see there.
         way: how the transport gets to the servers.
         first: the phase in which a call begins.
+        forget: is called when a dial did not get to its end.
     """
 
-    __slots__ = ("_outbound", "bounded", "first", "way")
+    __slots__ = ("_outbound", "bounded", "first", "forget", "way")
 
-    def __init__(self, options: Options, way: Way = DIRECT, first: Phase = Phase.POOL) -> None:
+    def __init__(
+        self,
+        options: Options,
+        way: Way = DIRECT,
+        first: Phase = Phase.POOL,
+        forget: Callable[[], None] = _nothing,
+    ) -> None:
         self._outbound = {
             library: Outbound(options, library.errors) for library in LIBRARIES.values()
         }
         self.bounded = tuple(options.shares.bounded)
         self.way = way
         self.first = first
+        self.forget = forget
 
     def outbound(self, library: Library) -> Outbound:
         """The options for the calls of one of the libraries."""
@@ -162,6 +174,11 @@ class Call(AnyCall):
         """It has ended; whoever watches calls is told."""
         if self._alarm is not None:
             self._drop_alarm()
+        if self.progress.dialled is not None:
+            # A pool for a SOCKS proxy forgets a connection whose dial does not get to its end.
+            self.progress.dialled()
+            self.progress.dialled = None
+            self.compiled.forget()
         if self.outbound.options.observer is not None:
             self.done(error)
 

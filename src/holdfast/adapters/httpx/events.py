@@ -23,6 +23,7 @@ def _sends(call: Call, info: Mapping[str, Any]) -> None:
         call.enter(Phase.PROXY)
         return
     call.enter(Phase.REQUEST)
+    call.progress.dialled = None
     if call.limit == NEVER:
         return
     # Waiting for a place in the pool, connecting and the TLS handshake take from the same budget;

@@ -103,7 +103,11 @@ class Network:
         except BaseException:
             sock.close()
             raise
-        return Connection(await Stream.over(sock), self.library)
+        stream = await Stream.over(sock)
+        progress = CURRENT.get()
+        if progress is not None:
+            progress.dialled = stream.abort
+        return Connection(stream, self.library)
 
 
 @asynccontextmanager

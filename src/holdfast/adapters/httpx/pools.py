@@ -9,7 +9,7 @@ from holdfast.adapters.httpx.network import Guard, Network
 from holdfast.adapters.httpx.progress import Way
 from holdfast.runtime.net.dial import Dialer
 
-__all__ = ["join_network", "leave_network", "pools_below", "way_of"]
+__all__ = ["forget_failed", "join_network", "leave_network", "pools_below", "way_of"]
 
 _DEPTH: Final = 3
 _OWN: Final = frozenset({"AutoBackend", "AnyIOBackend"})
@@ -62,6 +62,19 @@ def leave_network(transport: Any) -> None:
 def _of_the_library(backend: object) -> bool:
     kind: type = type(backend)
     return kind.__name__ in _OWN and kind.__module__.partition(".")[0] in _CORES
+
+
+def forget_failed(pools: tuple[Any, ...]) -> None:
+    """Give the places free of connections to a SOCKS proxy that nobody waits for any more.
+
+    httpcore 1.0.9 marks one whose dial failed, but not one whose dial was cancelled.
+    """
+    for pool in pools:
+        wanted = {id(request.connection) for request in pool._requests}
+        for connection in pool._connections:
+            mine = hasattr(connection, "_connect_lock") and hasattr(connection, "_connect_failed")
+            if mine and connection._connection is None and id(connection) not in wanted:
+                connection._connect_failed = True
 
 
 def way_of(transport: Any) -> Way:

@@ -56,6 +56,7 @@ class Progress:
         received: bytes that were read for it.
         interim: status of the last interim response; 0 without one.
         head: whether the head of the response is there.
+        dialled: closes the connection that was made for it, until that is in use.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Progress:
         "_trail",
         "_url",
         "_way",
+        "dialled",
         "head",
         "interim",
         "received",
@@ -82,6 +84,7 @@ class Progress:
         self._marks: list[tuple[Phase, Instant]] | None = []
         self.sent = self.received = self.interim = 0
         self.head = False
+        self.dialled: Callable[[], None] | None = None
 
     def note(self, phase: Phase) -> None:
         """`phase` begins. For one that no share bounds."""
