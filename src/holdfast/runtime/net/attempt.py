@@ -26,6 +26,27 @@ ADDRESS_FLOOR: Final[Duration] = 0.1
 """Seconds that even the last of several addresses gets."""
 
 _LEAST_DELAY: Final[Duration] = 0.01  # RFC 8305, section 8
+_TELLING: Final = {
+    number: place
+    for place, number in enumerate(
+        (
+            # this process or host cannot
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENOBUFS,
+            errno.ENOMEM,
+            # the peer has answered
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+            # nobody has
+            errno.ETIMEDOUT,
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+            errno.EADDRNOTAVAIL,
+            errno.EAFNOSUPPORT,
+        )
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +59,67 @@ class SocketOptions:
             for never. Three questions in a tenth of that time each.
         attempt_delay: seconds before the next address is tried beside the last one; less when
             there would be too little time for the rest (RFC 8305, section 5, recommends 0.25).
-        local: address to connect from; any when empty.
+        local: address to connect from, no name; any when empty.
+        user_timeout: seconds after which the kernel gives up a connection whose peer does not
+            acknowledge what was sent, with `ETIMEDOUT`; none for its own 15 minutes. Only Linux.
     """
 
     nodelay: bool = True
     keepalive: Duration | None = 60.0
     attempt_delay: Duration = 0.25
     local: str = ""
+    user_timeout: Duration | None = None
 
 
 DEFAULT_OPTIONS: Final = SocketOptions()
 
 
-def begun(address: Address, options: SocketOptions) -> tuple[socket.socket, int]:
+def begun(address: Address, options: SocketOptions) -> tuple[socket.socket | None, int]:
     """A socket that connects, and the error number of its beginning.
 
-    The number is 0 when it is connected and `EINPROGRESS` when it will be; after any other the
-    socket is closed.
+    The number is 0 when it is connected and `EINPROGRESS` when it will be; after any other there is
+    no socket. So a host without IPv6, or without a descriptor left, costs this address alone.
     """
-    sock = socket.socket(address.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        sock.setblocking(False)
-        if options.nodelay:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if options.keepalive is not None:
-            _keep_alive(sock, options.keepalive)
-        if options.local:
-            sock.bind((options.local, 0))
-        number = sock.connect_ex(address.sockaddr)
+        sock = socket.socket(address.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as exc:
-        sock.close()
-        return sock, exc.errno or errno.EINVAL
+        return None, exc.errno or errno.EINVAL
+    try:
+        _set_up(sock, options)
+        number = _bound(sock, options.local) or sock.connect_ex(address.sockaddr)
+    except OSError as exc:
+        # gaierror has numbers of its own, below zero
+        number = max(exc.errno or 0, 0) or errno.EINVAL
     except BaseException:
         sock.close()
         raise
     if number == 0:
         number = _to_itself(sock)
-    if number not in (0, errno.EINPROGRESS):
-        sock.close()
-    return sock, number
+    if number in (0, errno.EINPROGRESS):
+        return sock, number
+    sock.close()
+    return None, number
+
+
+def _set_up(sock: socket.socket, options: SocketOptions) -> None:
+    sock.setblocking(False)
+    if options.nodelay:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if options.keepalive is not None:
+        _keep_alive(sock, options.keepalive)
+    if options.user_timeout is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        millis = max(1, round(options.user_timeout * 1e3))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, millis)
+
+
+def _bound(sock: socket.socket, local: str) -> int:
+    """The error number of binding to `local`."""
+    if not local:
+        return 0
+    if (":" in local) != (sock.family == socket.AF_INET6):
+        return errno.EAFNOSUPPORT
+    sock.bind((local, 0))
+    return 0
 
 
 def verdict(sock: socket.socket) -> int:
@@ -116,8 +159,17 @@ def paced(delay: Duration, addresses: int, left: Duration) -> Duration:
 
 
 def failed(target: str, errors: Sequence[tuple[Address, int]]) -> OSError:
-    """The error when no address could be connected: the number is that of the first."""
-    first = errors[0][1]
+    """The error when no address could be connected: the number is the most telling one.
+
+    A peer that says no tells more than a way that is missing, as IPv6 is on many hosts; and that
+    this process has run out of descriptors tells most.
+    """
+    number = min((number for _, number in errors), key=_telling)
     tried = ", ".join(f"{address}: {os.strerror(number)}" for address, number in errors[:8])
     more = f" and {len(errors) - 8} more" if len(errors) > 8 else ""
-    return OSError(first, f"cannot connect to {target}: {tried}{more}")
+    return OSError(number, f"cannot connect to {target}: {tried}{more}")
+
+
+def _telling(number: int) -> int:
+    """Place among the numbers, the most telling one first; the first of equal ones wins."""
+    return _TELLING.get(number, len(_TELLING) // 2)

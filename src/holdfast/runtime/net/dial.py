@@ -9,8 +9,11 @@ Each phase has a share of what is left and all of them together end with the sco
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
+from typing import Final
 
 from holdfast.domain.errors import DeadlineExceeded, HoldfastError, LimitExceeded
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -19,16 +22,19 @@ from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.ambient import deadline_at
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.attempt import DEFAULT_OPTIONS, SocketOptions
-from holdfast.runtime.net.phased import within
+from holdfast.runtime.net.phased import blamed, within
 from holdfast.runtime.net.proxying import MOST_HEAD, ProxyAddress, connect_request, refusal
-from holdfast.runtime.net.race import race
-from holdfast.runtime.net.resolver import Resolver, default_resolver
+from holdfast.runtime.net.race import connected
+from holdfast.runtime.net.resolver import Address, Resolver, default_resolver
 from holdfast.runtime.net.stream import Stream
 from holdfast.runtime.scope import ambient
 
 __all__ = ["Dialer", "dial"]
 
-_MOST_INTERIM = 16
+_MOST_INTERIM: Final = 16
+_MOST_PORT: Final = 65_535
+_FULL: Final[Duration] = 0.02
+"""Seconds between two questions whether a Unix socket has room for one more connection."""
 
 
 class Dialer:
@@ -86,21 +92,17 @@ class Dialer:
             DeadlineExceeded: there is no time left; the error says in which phase it ran out.
             OSError: `gaierror`, a refused connection, a proxy that says no, `ssl.SSLError`.
         """
-        own = self._trail(host, port, timeout, client) if trail is None else None
-        record = own if own is not None else trail
-        assert record is not None
-        skipped = {Phase.TLS: tls is None, Phase.PROXY: proxy is None}
-        record.route = tuple(phase for phase in record.route if not skipped.get(phase))
-        if own is None:
-            return await self._connect(
-                record, host, port, tls, server_hostname, proxy, forced_break
-            )
+        path = (host, port, tls, server_hostname, proxy, forced_break)
+        if trail is not None:
+            return await self._connect(trail, *path)
+        own = self._trail(f"{host}:{port}", timeout, client)
+        stream = None
         try:
-            async with deadline_at(own.limit, name=f"dial {own.target}"):
-                stream = await self._connect(
-                    own, host, port, tls, server_hostname, proxy, forced_break
-                )
+            async with deadline_at(own.limit, name="dial"):
+                stream = await self._connect(own, *path)
         except BaseException as exc:
+            if stream is not None:
+                stream.abort()  # it was there a moment too late
             raise_with(own, exc)
             self._tell(own, exc)
             raise
@@ -114,40 +116,79 @@ class Dialer:
 
         Raises:
             PhaseTimeout, DeadlineExceeded, OSError: see `connect`.
+            ValueError: there is no such port.
         """
+        if not 0 < port <= _MOST_PORT:
+            raise ValueError(f"a port is a number from 1 to {_MOST_PORT}, got {port!r}")
         try:
-            async with within(trail, Phase.DNS, f"asked: {self.resolver.asks}"):
-                addresses = await self.resolver.resolve(host, port, family=family)
-            async with within(trail, Phase.CONNECT, f"{len(addresses)} addresses") as phase:
-                return await race(addresses, trail=trail, until=phase.until, options=self.options)
+            async with within(trail, Phase.DNS, f"asked: {self.resolver.asks}") as phase:
+                addresses = await self._resolved(host, port, family, phase.until)
+            return await connected(addresses, trail=trail, options=self.options)
         except OSError as exc:
             raise_with(trail, exc)
             raise
 
-    async def connect_unix(self, path: str, *, timeout: Duration = NEVER) -> Stream:
+    async def connect_unix(
+        self, path: str, *, timeout: Duration = NEVER, client: str = ""
+    ) -> Stream:
         """A stream to a Unix socket.
 
         Raises:
             DeadlineExceeded, OSError: see `connect`.
         """
-        own = self._trail(path, None, timeout, "")
+        own = self._trail(path, timeout, client)
         own.route = (Phase.CONNECT,)
-        loop = asyncio.get_running_loop()
-        async with within(own, Phase.CONNECT):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.setblocking(False)
-                await loop.sock_connect(sock, path)
-            except BaseException:
-                sock.close()
-                raise
-            return await Stream.over(sock)
+        stream = None
+        try:
+            async with deadline_at(own.limit, name="dial"), within(own, Phase.CONNECT, path):
+                stream = await Stream.over(await self.connect_unix_socket(path))
+        except BaseException as exc:
+            if stream is not None:
+                stream.abort()
+            raise_with(own, exc)
+            self._tell(own, exc)
+            raise
+        self._tell(own, None)
+        return stream
 
-    def _trail(self, host: str, port: int | None, timeout: Duration, client: str) -> Trail:
+    async def connect_unix_socket(self, path: str) -> socket.socket:
+        """A connected, non-blocking Unix socket, for somebody else's client; waits while the queue
+        of the server is full.
+
+        Raises:
+            OSError: it cannot be connected.
+        """
+        # Not `loop.sock_connect`: where the queue is full there is nothing to wait for but time,
+        # and asyncio takes the socket, which is writable, for connected.
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            while (number := sock.connect_ex(path)) == errno.EAGAIN:  # noqa: ASYNC110
+                await asyncio.sleep(_FULL)
+            if number:
+                raise OSError(number, f"cannot connect to {path}: {os.strerror(number)}")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def _resolved(
+        self, host: str, port: int, family: int, until: Instant
+    ) -> tuple[Address, ...]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await self.resolver.resolve(host, port, family=family, limit=until)
+        except TimeoutError:
+            if until > driver_of(loop).now():
+                raise
+            # The scope is due in this very moment as well, and knows whose limit it is.
+            await loop.create_future()
+            raise
+
+    def _trail(self, target: str, timeout: Duration, client: str) -> Trail:
         now = driver_of(asyncio.get_running_loop()).now()
         here = ambient()
         limit: Instant = now + timeout if here is None else min(here.limit, now + timeout)
-        target = host if port is None else f"{host}:{port}"
         return Trail(target, now, limit, self.shares, client=client, route=DIALLING)
 
     async def _connect(
@@ -160,18 +201,25 @@ class Dialer:
         proxy: ProxyAddress | None,
         forced_break: bool,
     ) -> Stream:
+        _set_route(trail, tls=tls is not None, proxy=proxy is not None)
         first = (host, port) if proxy is None else (proxy.host, proxy.port)
         sock = await self.connect_socket(*first, trail=trail)
-        stream = await Stream.over(sock, forced_break=trail.limit if forced_break else NEVER)
+        stream = None
         try:
+            stream = await Stream.over(sock, forced_break=trail.limit if forced_break else NEVER)
             if proxy is not None:
                 async with within(trail, Phase.PROXY, f"proxy {proxy}"):
                     await _tunnel(stream, host, port, proxy)
+                    if tls is not None and stream.readable:
+                        raise _unasked(stream, proxy)
             if tls is not None:
                 async with within(trail, Phase.TLS):
                     await stream.start_tls(tls, server_hostname or host)
         except BaseException as exc:
-            stream.abort()
+            if stream is not None:
+                stream.abort()
+            if isinstance(exc, asyncio.CancelledError):
+                blamed(trail, driver_of(asyncio.get_running_loop()).now())
             raise_with(trail, exc)
             raise
         return stream
@@ -181,6 +229,12 @@ class Dialer:
             self.observer.call_ended(trail, error)
 
 
+def _set_route(trail: Trail, *, tls: bool, proxy: bool) -> None:
+    """The phases of this dial, and of the rest what the call has said."""
+    goes = {Phase.DNS: True, Phase.CONNECT: True, Phase.PROXY: proxy, Phase.TLS: tls}
+    trail.route = tuple(phase for phase in Phase if goes.get(phase, phase in trail.route))
+
+
 async def _tunnel(stream: Stream, host: str, port: int, proxy: ProxyAddress) -> None:
     if proxy.tls is not None:
         await stream.start_tls(proxy.tls, proxy.host)
@@ -188,19 +242,40 @@ async def _tunnel(stream: Stream, host: str, port: int, proxy: ProxyAddress) -> 
     target = f"{host}:{port}"
     for _ in range(_MOST_INTERIM):
         try:
-            head = await stream.readuntil(b"\r\n\r\n", MOST_HEAD)
+            head = await _head(stream)
         except LimitExceeded:
             raise OSError(
-                f"proxy {proxy} answered with a head of more than {MOST_HEAD} bytes"
+                errno.EPROTO, f"proxy {proxy} answered with a head of more than {MOST_HEAD} bytes"
             ) from None
         except asyncio.IncompleteReadError:
-            raise ConnectionResetError(f"proxy {proxy} closed before it answered") from None
+            raise ConnectionResetError(
+                errno.ECONNRESET, f"proxy {proxy} closed before it had answered CONNECT {target}"
+            ) from None
         said = refusal(head, proxy, target)
         if said is None:
             return
         if isinstance(said, OSError):
             raise said
-    raise OSError(f"proxy {proxy} sends interim responses without an end")
+    raise OSError(errno.EPROTO, f"proxy {proxy} sends interim responses without an end")
+
+
+async def _head(stream: Stream) -> bytes:
+    """The head of an answer; of what is no HTTP, its beginning, as more may never come."""
+    head = await stream.readexactly(5)
+    if head != b"HTTP/":
+        return head + (await stream.read(60) if stream.readable else b"")
+    while True:
+        line = await stream.readuntil(b"\n", MOST_HEAD - len(head))
+        head += line
+        if line in (b"\r\n", b"\n"):
+            return head
+
+
+def _unasked(stream: Stream, proxy: ProxyAddress) -> OSError:
+    """The host speaks first, or is gone. In TLS the client begins, so that is not from the host."""
+    if stream.at_eof():
+        return ConnectionResetError(errno.ECONNRESET, f"proxy {proxy} closed the tunnel at once")
+    return OSError(errno.EPROTO, f"proxy {proxy} sent plain bytes into the tunnel before TLS")
 
 
 def raise_with(trail: Trail, exc: BaseException) -> None:

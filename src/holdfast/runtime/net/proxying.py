@@ -32,7 +32,7 @@ class ProxyAddress:
     tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __repr__(self) -> str:
         return f"ProxyAddress({self.host!r}, {self.port})"
@@ -42,34 +42,42 @@ def connect_request(host: str, port: int, headers: Sequence[tuple[str, str]]) ->
     """What is sent to the proxy.
 
     Raises:
-        ValueError: a header has a line break in it.
+        ValueError: a header, or the host, has a character that would end it.
     """
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # A name of other letters than those of ASCII goes over the wire as IDNA (RFC 3490).
+    name = host if host.isascii() else host.encode("idna").decode("ascii")
+    authority = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    if any(char <= " " or char == "\x7f" for char in authority):
+        raise ValueError(f"{host[:80]!r} is not the name of a host: there is a space in it")
     lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header for the proxy, or the name of the host, has a line break in it")
+    if any(char in line for line in lines for char in "\r\n\0"):
+        raise ValueError("a header for the proxy has a line break in it")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def refusal(head: bytes, proxy: ProxyAddress, target: str) -> OSError | int | None:
     """What the head of the proxy's answer says: an interim status, an error, or none: go on.
 
+    A status of the 400s is a `PermissionError`, as asking again would not help; one of any other
+    kind a `ConnectionRefusedError`.
+
     Args:
-        head: up to and with the empty line.
+        head: up to and with the empty line; of what is no HTTP, as much as there is.
         proxy: who answered.
         target: what it was to connect to.
     """
-    status = head.split(b"\r\n", 1)[0].decode("latin-1")
+    status = head.split(b"\n", 1)[0].rstrip(b"\r").decode("latin-1")
     version, _, rest = status.partition(" ")
-    code = rest[:3]
-    if not version.startswith("HTTP/") or not code.isdigit():
-        what = f"no HTTP: {status[:60]!r}"
-        return OSError(errno.EPROTO, f"proxy {proxy} answered CONNECT {target} with {what}")
-    if code[0] == "1":
+    code, said = rest[:3], f"proxy {proxy} answered CONNECT {target} with"
+    # Not `isdigit`, to which a superscript two is one.
+    numeric = code.isascii() and code.isdecimal() and len(code) == 3 and rest[3:4] in ("", " ")
+    if not version.startswith("HTTP/1.") or not numeric:
+        hint = "; does it speak TLS?" if head[:1] == b"\x15" else ""
+        return OSError(errno.EPROTO, f"{said} what is not HTTP/1.1: {status[:60]!r}{hint}")
+    if code[0] == "1" and code != "101":  # nothing was offered that could be switched to
         return int(code)
     if code[0] == "2":
         return None
-    return ConnectionRefusedError(
-        errno.ECONNREFUSED, f"proxy {proxy} answered CONNECT {target} with {rest[:60]!r}"
-    )
+    number = errno.EACCES if code[0] == "4" else errno.ECONNREFUSED
+    return OSError(number, f"{said} {rest[:60]!r}")
