@@ -14,6 +14,7 @@ or in a span that is not recorded, a call costs one look at the current span.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -65,10 +66,9 @@ class SpanTrails:
         """What all calls of `span` took, with one that has just ended."""
         with self._lock:
             totals: dict[str, float] = {CALLS: 0}
-            try:
+            # A span of another SDK that cannot be held weakly says what was last.
+            with suppress(TypeError):
                 totals = self._totals.setdefault(span, totals)
-            except TypeError:
-                pass  # one of another SDK, that cannot be held weakly: it says what was last
             totals[CALLS] += 1
             for phase, seconds in took.items():
                 key = PHASES + phase.value
