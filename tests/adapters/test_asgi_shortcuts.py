@@ -11,7 +11,7 @@ import pytest
 
 import holdfast
 from holdfast.adapters.asgi import HealthPages, HoldfastMiddleware
-from holdfast.adapters.asgi.answers import server_timing, timing_prefix
+from holdfast.domain.wire.timing import hop_timing, timing_prefix
 from holdfast.domain.policy import policy_from_mapping
 from holdfast.domain.wire.inbound import InboundCodec
 from holdfast.runtime.clock import fresh_trace_id
@@ -25,14 +25,14 @@ def test_short_times_are_written_as_long_ones() -> None:
     prefix = timing_prefix("shop")
     for tenths in range(0, 110_000, 7):
         spent = tenths * 1e-7
-        written = server_timing("shop", prefix, spent, None)
+        written = hop_timing("shop", prefix, spent)
         assert abs(float(written.removeprefix(b"shop;dur=")) - spent * 1e3) <= 0.00501
         assert written.partition(b".")[2].isdigit()
         assert len(written.partition(b".")[2]) == 2
-    assert server_timing("shop", prefix, 0.0, None) == b"shop;dur=0.00"
-    assert server_timing("shop", prefix, 0.00999, None) == b"shop;dur=9.99"
-    assert server_timing("shop", prefix, 0.01, None) == b"shop;dur=10.00"
-    assert server_timing("shop", prefix, -0.001, None) == b"shop;dur=-1.00"
+    assert hop_timing("shop", prefix, 0.0) == b"shop;dur=0.00"
+    assert hop_timing("shop", prefix, 0.00999) == b"shop;dur=9.99"
+    assert hop_timing("shop", prefix, 0.01) == b"shop;dur=10.00"
+    assert hop_timing("shop", prefix, -0.001) == b"shop;dur=-1.00"
 
 
 def test_trace_ids_are_drawn_many_at_a_time_and_never_twice() -> None:

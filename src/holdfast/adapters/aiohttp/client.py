@@ -105,21 +105,30 @@ def uninstrument(session: S) -> S:
     subject: Any = session
     if not isinstance(subject, aiohttp.ClientSession):
         raise TypeError(f"{session!r} is not an aiohttp.ClientSession")
-    for subject in (session, session.connector):
-        undo: dict[str, Any] = {} if subject is None else vars(subject).pop(_MARK, {})
+    for one in (subject, subject.connector):
+        if one is None:
+            continue
+        fields = _fields(one)
+        undo: dict[str, Any] = fields.pop(_MARK, {})
         for name, value in undo.items():
             if value is _ABSENT:
-                vars(subject).pop(name, None)
+                fields.pop(name, None)
             else:
-                vars(subject)[name] = value
+                fields[name] = value
     return session
 
 
-def _set(subject: Any, name: str, value: Any) -> None:
+def _fields(subject: Any) -> dict[str, Any]:
     # Not by `setattr`: a session warns of attributes that it does not know.
-    undo: dict[str, Any] = vars(subject).setdefault(_MARK, {})
-    undo.setdefault(name, vars(subject).get(name, _ABSENT))
-    vars(subject)[name] = value
+    fields: dict[str, Any] = subject.__dict__
+    return fields
+
+
+def _set(subject: Any, name: str, value: Any) -> None:
+    fields = _fields(subject)
+    undo: dict[str, Any] = fields.setdefault(_MARK, {})
+    undo.setdefault(name, fields.get(name, _ABSENT))
+    fields[name] = value
 
 
 def _variant(ours: type, theirs: type) -> type:

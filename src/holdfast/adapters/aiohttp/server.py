@@ -42,7 +42,6 @@ __all__ = ["AiohttpApplication", "AiohttpGate", "AiohttpServer"]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Socket: TypeAlias = "web.WebSocketResponse[Any]"
 _WEBSOCKET: Final[Any] = web.WebSocketResponse  # takes a parameter, which `isinstance` cannot know
-_PASSAGE: Final = "holdfast.passage"
 _RESTART: Final = 1012
 _GOING_AWAY: Final = 1001
 _CLOSING: Final[Duration] = 0.25
@@ -68,6 +67,9 @@ class _Passage:
     def unannounced(self) -> bool:
         """Whether its client has not been told, and may use the connection again."""
         return self.response is not None and not self.announced and self.socket is None
+
+
+_PASSAGE: Final = web.RequestKey("holdfast.passage", _Passage)
 
 
 class AiohttpGate:

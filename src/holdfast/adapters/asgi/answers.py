@@ -1,125 +1,21 @@
-"""What a request that ended early is answered with."""
+"""What a request that ended early is answered with, as ASGI messages."""
 
 from __future__ import annotations
 
-import json
-import math
-from typing import Final
-
-from holdfast.adapters.asgi.types import Headers, Message
-from holdfast.domain.cause import Cause, CauseKind
+from holdfast.adapters.asgi.types import Message
+from holdfast.domain.cause import Cause
 from holdfast.domain.context import Identity
-from holdfast.domain.instant import Duration
-from holdfast.domain.wire.problem import (
-    CAUSE_HEADER,
-    PROBLEM_TYPE,
-    encode_cause_header,
-    problem,
-    problem_type,
-)
-from holdfast.domain.wire.timing import Timing, format_timing, merge_timing
-from holdfast.runtime.ledger import Ledger
+from holdfast.domain.wire.answer import answer_to
 
-__all__ = [
-    "problem_messages",
-    "retry_after",
-    "server_timing",
-    "status_of",
-    "timing_prefix",
-    "title_of",
-]
-
-_TITLES: Final = {
-    504: "The deadline of the request is spent",
-    503: "The service cannot do this now",
-}
-_DETAILS: Final = {
-    504: "It was not done in the time that there was.",
-    503: "It was ended before it was done.",
-}
-_SHORT: Final = 1000
-_MILLIS: Final = tuple(b"%.2f" % (hundredths / 100) for hundredths in range(_SHORT))
-"""Milliseconds as they are written, by their hundredths: most requests take less than ten."""
-
-
-def status_of(cause: Cause) -> int:
-    """The HTTP status for `cause`; 499 is for logs only, there is nobody to send it to."""
-    if cause.kind is CauseKind.DEADLINE:
-        return 504
-    return 499 if cause.kind is CauseKind.DISCONNECT else 503
-
-
-def title_of(cause: Cause) -> str:
-    """What may be told to anybody: no name, no number."""
-    return _TITLES[504 if cause.kind is CauseKind.DEADLINE else 503]
-
-
-def retry_after(seconds: Duration) -> bytes:
-    """Value of `Retry-After`, which knows whole seconds only: at least one."""
-    return b"%d" % max(1, math.ceil(seconds))
+__all__ = ["problem_messages"]
 
 
 def problem_messages(
     cause: Cause, identity: Identity, timing: bytes, *, spent: bool, details: bool, retry: bytes
 ) -> tuple[Message, Message]:
-    """The ASGI messages of a problem document (RFC 9457).
-
-    Args:
-        cause: what ended the request.
-        identity: who it was.
-        timing: value of `Server-Timing`.
-        spent: whether the budget of the caller is spent, so that another try is in vain.
-        details: whether it may say which hops and scopes spent how much time.
-        retry: value of `Retry-After` where another try may succeed.
-    """
-    status = status_of(cause)
-    body = _body(cause, status, identity.echo_id, details)
-    headers: Headers = [
-        (b"content-type", PROBLEM_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
-    ]
-    if details:
-        headers.append((b"server-timing", timing))
-    if spent:
-        # Its presence tells the caller that to try again is in vain.
-        value = encode_cause_header(cause).encode("latin-1") if details else b"1"
-        headers.append((CAUSE_HEADER.encode(), value))
-    if status == 503:
-        headers.append((b"retry-after", retry))
-    if identity:
-        headers.append((b"x-request-id", identity.echo_id.encode("latin-1")))
+    """The ASGI messages of the answer to a request; see `answer_to`."""
+    answer = answer_to(cause, identity, timing, spent=spent, details=details, retry=retry)
     return (
-        {"type": "http.response.start", "status": status, "headers": headers},
-        {"type": "http.response.body", "body": body},
+        {"type": "http.response.start", "status": answer.status, "headers": answer.headers},
+        {"type": "http.response.body", "body": answer.body},
     )
-
-
-def _body(cause: Cause, status: int, request_id: str, details: bool) -> bytes:
-    title = _TITLES[status]
-    if details:
-        return problem(cause, status=status, title=title, request_id=request_id)
-    members = {
-        "type": problem_type(cause.kind),
-        "title": title,
-        "status": status,
-        "detail": _DETAILS[status],
-        "request_id": request_id,
-    }
-    return json.dumps(members, ensure_ascii=False).encode()
-
-
-def timing_prefix(hop: str) -> bytes:
-    """What the `Server-Timing` of a hop begins with."""
-    return format_timing([Timing(hop or "total", 0.0)]).encode("latin-1").removesuffix(b"0")
-
-
-def server_timing(hop: str, prefix: bytes, spent: Duration, ledger: Ledger | None) -> bytes:
-    """The `Server-Timing` of a hop that spent `spent` seconds, with what it learnt from below."""
-    if ledger is None or not ledger.spent:
-        hundredths = int(spent * 1e5 + 0.5)
-        if 0 <= hundredths < _SHORT:
-            return prefix + _MILLIS[hundredths]
-        return b"%b%.2f" % (prefix, spent * 1e3)
-    below = [Timing(name, seconds) for name, seconds in ledger.spent]
-    return format_timing(merge_timing(hop or "total", spent, below=below)).encode("latin-1")

@@ -8,7 +8,6 @@ from threading import Lock
 from typing import Final, Literal, cast
 
 from holdfast.adapters.asgi.inbox import Inbox
-from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Carried
@@ -20,6 +19,7 @@ from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.scope import AMBIENT, Scope, running_task
+from holdfast.runtime.terms import Terms
 from holdfast.runtime.timers import Alarm
 
 __all__ = ["Exchange", "ended_by"]

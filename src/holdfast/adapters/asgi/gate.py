@@ -20,10 +20,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from holdfast.adapters.asgi.answers import retry_after as retry_after_value
 from holdfast.adapters.asgi.types import App, Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.wire.answer import retry_after as retry_after_value
 from holdfast.domain.wire.problem import PROBLEM_TYPE, problem_type
 from holdfast.ports.gate import GateView
 from holdfast.runtime.driver import Driver, driver_of

@@ -14,10 +14,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
-from holdfast.adapters.asgi.answers import retry_after as retry_after_value
 from holdfast.adapters.asgi.types import App, Headers, Receive, Send, ServerScope
 from holdfast.domain.instant import Duration
 from holdfast.domain.lifecycle.settings import HealthSettings
+from holdfast.domain.wire.answer import retry_after as retry_after_value
 
 __all__ = ["HealthPages", "Report"]
 

@@ -6,16 +6,16 @@ import logging
 from collections import Counter
 from typing import Final
 
-from holdfast.adapters.asgi.answers import status_of
 from holdfast.adapters.asgi.debug import debug_page
 from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.request import Request
 from holdfast.adapters.asgi.socket import Socket
-from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import App, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause
 from holdfast.domain.instant import Duration
 from holdfast.domain.policy import DEFAULT_POLICY, Policy
+from holdfast.domain.wire.answer import status_of
+from holdfast.runtime.terms import Terms
 
 __all__ = ["HoldfastMiddleware"]
 

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Final
 
-from holdfast.adapters.asgi.answers import problem_messages, server_timing
+from holdfast.adapters.asgi.answers import problem_messages
 from holdfast.adapters.asgi.exchange import Exchange, ended_by
-from holdfast.adapters.asgi.terms import Terms
 from holdfast.adapters.asgi.types import Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import Duration
+from holdfast.domain.wire.timing import hop_timing
 from holdfast.runtime.scope import AMBIENT
 from holdfast.runtime.tasks import aside
+from holdfast.runtime.terms import Terms
 
 __all__ = ["Request"]
 
@@ -126,7 +127,7 @@ class Request(Exchange):
         terms = self.terms
         if terms.timing:
             spent = self.touched - self.arrival
-            timing = server_timing(terms.hop, terms.timing, spent, self._ledger)
+            timing = hop_timing(terms.hop, terms.timing, spent, self._below())
             found.append((b"server-timing", timing))
         return found
 
@@ -140,10 +141,13 @@ class Request(Exchange):
                 return found.strip(b" \t")
         return self.given.identity.echo_id.encode("latin-1")
 
+    def _below(self) -> Sequence[tuple[str, Duration]]:
+        return () if self._ledger is None else self._ledger.spent
+
     def _timing(self) -> bytes:
         terms = self.terms
         spent = self.driver.now() - self.arrival
-        return server_timing(terms.hop, terms.timing, spent, self._ledger)
+        return hop_timing(terms.hop, terms.timing, spent, self._below())
 
     def _completed(self) -> None:
         self.complete = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Final
 
-from holdfast.adapters.asgi.answers import title_of
 from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.types import Message
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import NEVER
+from holdfast.domain.wire.answer import title_of
 
 __all__ = ["Socket"]
 

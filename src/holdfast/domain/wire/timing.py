@@ -12,13 +12,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from holdfast.domain.instant import Duration
 from holdfast.domain.wire.budget import LONGEST
 
-__all__ = ["TIMING_HEADER", "Timing", "format_timing", "merge_timing", "parse_timing"]
+__all__ = [
+    "TIMING_HEADER",
+    "Timing",
+    "format_timing",
+    "hop_timing",
+    "merge_timing",
+    "parse_timing",
+    "timing_prefix",
+]
 
 TIMING_HEADER: Final = "server-timing"
 
@@ -134,3 +142,33 @@ def merge_timing(
     ]
     under.sort(key=lambda timing: timing.name.count("."))
     return (Timing(prefix, seconds), *under)[:_ENTRIES]
+
+
+_SHORT: Final = 1000
+_MILLIS: Final = tuple(b"%.2f" % (hundredths / 100) for hundredths in range(_SHORT))
+"""Milliseconds as they are written, by their hundredths: most requests take less than ten."""
+
+
+def timing_prefix(hop: str) -> bytes:
+    """What the `Server-Timing` of a hop begins with."""
+    return format_timing([Timing(hop or "total", 0.0)]).encode("latin-1").removesuffix(b"0")
+
+
+def hop_timing(
+    hop: str, prefix: bytes, spent: Duration, below: Sequence[tuple[str, Duration]] = ()
+) -> bytes:
+    """The `Server-Timing` of a hop.
+
+    Args:
+        hop: its name.
+        prefix: `timing_prefix` of that, made once.
+        spent: seconds.
+        below: names and seconds of what it learnt from hops below.
+    """
+    if not below:
+        hundredths = int(spent * 1e5 + 0.5)
+        if 0 <= hundredths < _SHORT:
+            return prefix + _MILLIS[hundredths]
+        return b"%b%.2f" % (prefix, spent * 1e3)
+    entries = [Timing(name, seconds) for name, seconds in below]
+    return format_timing(merge_timing(hop or "total", spent, below=entries)).encode("latin-1")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from holdfast.adapters.asgi.answers import retry_after, timing_prefix
 from holdfast.domain.instant import Duration
 from holdfast.domain.policy import Policy
+from holdfast.domain.wire.answer import retry_after
 from holdfast.domain.wire.inbound import InboundCodec
+from holdfast.domain.wire.timing import timing_prefix
 
 __all__ = ["Terms"]
 
