@@ -123,7 +123,7 @@ def _await_server() -> None:
 
 
 def _measured(name: str, quick: bool, tell: Tell, notes: list[str]) -> Table:
-    table = Table(f"{TITLE}, {name}", "us", [POINT], notes=notes)
+    table = Table(f"{TITLE}, {name}", "us", [POINT], ratio=False, notes=[*notes])
     missing = absent("aiodns", "dns")
     if missing:
         table.notes.append(f"not installed: {', '.join(missing)}")
@@ -133,6 +133,8 @@ def _measured(name: str, quick: bool, tell: Tell, notes: list[str]) -> Table:
     if not notes:
         for row in CACHED:
             table.goal(row, POINT, GOAL)
+            times = 1 / table.checks[-1].measured.best
+            table.notes.append(f"{row}: {times:.0f} times as many a second as socket.getaddrinfo")
     return table
 
 

@@ -184,11 +184,6 @@ class Questions:
         with self._lock:
             self._stats.stale += 1
 
-    def hit(self) -> None:
-        """Count an answer that somebody remembered from here."""
-        with self._lock:
-            self._stats.hits += 1
-
     def until(self, found: Sequence[Found]) -> Instant:
         """When what was found must be looked for again."""
         return min((kept.until for kept in found), default=NEVER)

@@ -74,6 +74,9 @@ class Addresses(tuple[Address, ...]):
     stale: bool = False
 
 
+_NOT: Final = (-NEVER, Addresses())
+
+
 class Resolver:
     """Looks names up. For any number of loops and threads.
 
@@ -103,6 +106,9 @@ class Resolver:
         self._questions = Questions(self.lookup, self._terms, self._clock)
         self._ready: dict[tuple[str, int, int], tuple[Instant, Addresses]] = {}
         """What was found a moment ago, as it was handed out, and until when that is right."""
+        self._hits = 0
+        """How often that was enough. Not locked, which would cost a third of the whole look-up: a
+        thread without a global lock may miss one."""
 
     # -- for coroutines --------------------------------------------------------------------------
 
@@ -122,9 +128,9 @@ class Resolver:
                 nobody could tell (`EAI_AGAIN`).
             TimeoutError: `limit` has passed; the question goes on, for whoever asks next.
         """
-        ready = self._ready.get((host, port, family))
-        if ready is not None and self._clock() < ready[0]:
-            self._questions.hit()
+        ready = self._ready.get((host, port, family), _NOT)
+        if self._clock() < ready[0]:
+            self._hits += 1
             return ready[1]
         driver = driver_of(asyncio.get_running_loop())
         wanted = _Wanted(host, port, family, limit, driver.now())
@@ -148,9 +154,9 @@ class Resolver:
         self, host: str, port: int, *, family: int = socket.AF_UNSPEC, limit: Instant = NEVER
     ) -> Addresses:
         """The same for plain functions; see `resolve`."""
-        ready = self._ready.get((host, port, family))
-        if ready is not None and self._clock() < ready[0]:
-            self._questions.hit()
+        ready = self._ready.get((host, port, family), _NOT)
+        if self._clock() < ready[0]:
+            self._hits += 1
             return ready[1]
         wanted = _Wanted(host, port, family, limit, monotonic())
         self._begin(wanted)
@@ -166,7 +172,9 @@ class Resolver:
 
     def stats(self) -> NameStats:
         """What happened so far; a copy."""
-        return self._questions.stats()
+        stats = self._questions.stats()
+        stats.hits += self._hits
+        return stats
 
     def clear(self, host: str | None = None) -> None:
         """Forget every answer, or those of one name."""
@@ -223,7 +231,7 @@ class Resolver:
         addresses = wanted.addresses()
         if not addresses:
             raise self._failure(wanted)
-        if not wanted.flights:
+        if not wanted.flights and not addresses.stale:
             self._remember(wanted, addresses)
         return addresses
 
