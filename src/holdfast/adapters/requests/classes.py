@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import urllib3
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool
 
-from holdfast.adapters.requests.connections import BoundHTTPConnection, BoundHTTPSConnection
+from holdfast.adapters.requests.pools import bounded_pool
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
 from holdfast.domain.phases import DIALLING, Phase, Trail
@@ -47,21 +47,20 @@ class ClientClasses:
         outbound: its options.
         resolver: who looks names up for it.
         known: its library.
-        pools: pool classes by scheme, whose connections are bounded.
     """
 
     def __init__(self, outbound: Outbound, resolver: Resolver, known: Known) -> None:
         self.outbound = outbound
         self.resolver = resolver
         self.known = known
-        settings = {"holdfast_resolver": resolver, "holdfast_shares": outbound.options.shares}
-        plain = type("BoundHTTPConnection", (BoundHTTPConnection,), dict(settings))
-        secure = type("BoundHTTPSConnection", (BoundHTTPSConnection,), dict(settings))
-        self.connections: dict[str, Any] = {"http": plain, "https": secure}
-        self.pools: dict[str, Any] = {
-            "http": type("HTTPConnectionPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
-            "https": type("HTTPSConnectionPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
-        }
+        self._pools: dict[type, Any] = {}
+
+    def pool(self, kind: type) -> Any:
+        """A class of pools, with its places, attempts and connections bounded."""
+        if kind not in self._pools:
+            shares = self.outbound.options.shares
+            self._pools[kind] = bounded_pool(kind, self.resolver, shares)
+        return self._pools[kind]
 
 
 def classes_for(client: object) -> Known:
@@ -87,8 +86,8 @@ def _of_requests(requests: Any) -> Known:
         _KNOWN[SESSION] = Known(
             SESSION,
             _errors(SESSION, errors.Timeout, errors.ConnectTimeout, errors.ReadTimeout),
-            (errors.Timeout,),
-            (errors.RequestException, OSError),
+            (errors.Timeout, urllib3.exceptions.EmptyPoolError),
+            (errors.RequestException, urllib3.exceptions.HTTPError, OSError),
         )
     return _KNOWN[SESSION]
 
@@ -100,7 +99,7 @@ def _of_urllib3() -> Known:
         _KNOWN[_POOLS] = Known(
             _POOLS,
             _errors(_POOLS, errors.TimeoutError, errors.TimeoutError, errors.TimeoutError),
-            (errors.TimeoutError,),
+            (errors.TimeoutError, errors.EmptyPoolError),
             (errors.HTTPError, OSError),
         )
     return _KNOWN[_POOLS]

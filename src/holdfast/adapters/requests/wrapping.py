@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
 from holdfast.adapters.requests.classes import ClientClasses
-from holdfast.adapters.requests.connections import working_for
+from holdfast.adapters.requests.pools import is_bounded
+from holdfast.adapters.requests.working import WORKING, PooledCall, working_for
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.instant import NEVER
-from holdfast.domain.phases import Phase
-from holdfast.runtime.clock import monotonic
-from holdfast.runtime.net.blocking import within_limit
-from holdfast.runtime.outbound import PEEK, Call
+from holdfast.runtime.outbound import PEEK
 
 __all__ = ["unwrap", "wrap_manager", "wrap_pool", "wrap_session"]
 
 _MARK: Final = "_holdfast_undo"
-_STANDARD: Final = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+_CLASS: Final = "__class__"
 
 
 class _Hops(threading.local):
@@ -35,15 +31,28 @@ def wrap_manager(manager: Any, made: ClientClasses) -> None:
     """Instrument a `PoolManager`."""
     unwrap(manager)
     _bounded_pools(manager, made)
-    _replace(manager, "urlopen", lambda inner: _urlopen(inner, made, "", None))
+    # A call of the manager inside of one is a redirect, unless a body is being sent.
+    _replace(manager, "urlopen", lambda inner: _urlopen(inner, made, "", lambda _: True))
 
 
 def wrap_pool(pool: Any, made: ClientClasses) -> None:
     """Instrument one pool of urllib3."""
     unwrap(pool)
-    _set(pool, "ConnectionCls", made.connections[pool.scheme])
+    undo: dict[str, Any] = pool.__dict__.setdefault(_MARK, {})
+    kind: Any = pool.__class__
+    undo[_CLASS] = kind
+    pool.__class__ = made.pool(kind)
+    _drop_connections(pool)
     base = f"{pool.scheme}://{pool.host}" + (f":{pool.port}" if pool.port else "")
-    _replace(pool, "urlopen", lambda inner: _urlopen(inner, made, base, pool))
+    _replace(pool, "urlopen", lambda inner: _urlopen(inner, made, base, is_bounded))
+
+
+def _drop_connections(pool: Any) -> None:
+    for _ in range(pool.pool.qsize()):
+        connection = pool.pool.get(block=False)
+        if connection is not None:
+            connection.close()
+        pool.pool.put(None, block=False)
 
 
 def wrap_session(session: Any, made: ClientClasses) -> None:
@@ -96,11 +105,7 @@ def _wrap_adapter(adapter: Any, made: ClientClasses, hops: _Hops) -> None:
 
 def _bounded_pools(manager: Any, made: ClientClasses) -> None:
     theirs = manager.pool_classes_by_scheme
-    # Those of a SOCKS proxy connect in a way of their own.
-    pools = {
-        scheme: made.pools[scheme] if kind is _STANDARD.get(scheme) else kind
-        for scheme, kind in theirs.items()
-    }
+    pools = {scheme: made.pool(kind) for scheme, kind in theirs.items()}
     _set(manager, "pool_classes_by_scheme", pools)
     manager.clear()
 
@@ -109,23 +114,20 @@ def _bounded_pools(manager: Any, made: ClientClasses) -> None:
 
 
 def _urlopen(
-    inner: Callable[..., Any], made: ClientClasses, base: str, pool: Any
+    inner: Callable[..., Any], made: ClientClasses, base: str, goes_on: Callable[[object], bool]
 ) -> Callable[..., Any]:
     def urlopen(method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        call = _call(made, method, base + url)
-        with working_for(call) as nested:
-            if nested:
+        if WORKING.call is not None:
+            retries = args[2] if len(args) > 2 else kwargs.get("retries")
+            if goes_on(retries) and (base or not WORKING.sending):
                 return inner(method, url, *args, **kwargs)
-            response = _made(call, made, lambda: inner(method, url, *args, **kwargs))
-        headers = {name.lower(): value for name, value in response.headers.items()}
+        call = _call(made, method, base + url)
+        response = _made(call, made, lambda: inner(method, url, *args, **kwargs))
+        if response.status < 400 and call.ledger is None:
+            return response
         preloaded = kwargs.get("preload_content", True)
         return _observed(
-            call,
-            made,
-            response,
-            response.status,
-            headers,
-            lambda: response.data if preloaded else b"",
+            call, response, response.status, lambda: response.data if preloaded else b""
         )
 
     return urlopen
@@ -134,68 +136,66 @@ def _urlopen(
 def _send(inner: Callable[..., Any], made: ClientClasses, hops: _Hops) -> Callable[..., Any]:
     def send(request: Any, stream: bool = False, **kwargs: Any) -> Any:
         call = _call(made, request.method or "GET", request.url or "")
-        call.trail.redirects = hops.count
-        with working_for(call):
-            response = _made(call, made, lambda: inner(request, stream=stream, **kwargs))
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        short = 0 < int(headers.get("content-length", "0") or 0) <= PEEK
+        call.record.redirects = hops.count
+        response = _made(call, made, lambda: inner(request, stream=stream, **kwargs))
+        if response.status_code < 400 and call.ledger is None:
+            return response
+        size = response.headers.get("content-length", "")
+        short = size.isdigit() and 0 < int(size) <= PEEK
         return _observed(
-            call,
-            made,
-            response,
-            response.status_code,
-            headers,
-            lambda: response.content if short else b"",
+            call, response, response.status_code, lambda: response.content if short else b""
         )
 
     return send
 
 
-def _call(made: ClientClasses, method: str, url: str) -> Call:
+def _call(made: ClientClasses, method: str, url: str) -> PooledCall:
+    return PooledCall(made.outbound, method, *_parts(url))
+
+
+@lru_cache(128)
+def _parts(url: str) -> tuple[str, str, str]:
+    """Host, path, and all of it that may be told: without user, password and query."""
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    target = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    call = Call(made.outbound, method, host, parts.path, target)
-    skipped = () if parts.scheme == "https" else (Phase.TLS,)
-    call.trail.route = tuple(phase for phase in call.trail.route if phase not in skipped)
-    return call
+    netloc = parts.netloc.rpartition("@")[2]
+    return parts.hostname or "", parts.path, f"{parts.scheme}://{netloc}{parts.path}"
 
 
-def _made(call: Call, made: ClientClasses, work: Callable[[], Any]) -> Any:
+def _made(call: PooledCall, made: ClientClasses, work: Callable[[], Any]) -> Any:
     """The response to a call, up to its head; also its body where the library reads that itself."""
     try:
         call.admit()
-        call.trail.begin(Phase.POOL, monotonic())
-        with within_limit(call.limit if call.limit != NEVER else NEVER, call.trail):
+        with working_for(call):
             response = work()
-            if call.left <= 0:
-                raise call.over()
-            return response
+        if call.left <= 0:
+            response.close()
+            raise call.over()
+        return response
     except made.known.any as exc:
         late = isinstance(exc, made.known.late) or call.left <= 0
-        error = exc if isinstance(exc, HoldfastError) else call.explained(exc, late=late)
+        error = _ours(exc) or call.explained(exc, late=late)
         call.done(error)
         if error is exc:
             raise
         raise error from exc
 
 
-def _observed(
-    call: Call,
-    made: ClientClasses,
-    response: Any,
-    status: int,
-    headers: dict[str, str],
-    body: Callable[[], bytes],
-) -> Any:
-    if status < 400 and call.ledger is None:
-        return response
+def _ours(exc: Exception) -> Exception | None:
+    """Our own error, which requests takes for one of the network, as it is a `TimeoutError`."""
+    for one in (exc, *exc.args[:1]):
+        if isinstance(one, HoldfastError):
+            return one
+    return None
+
+
+def _observed(call: PooledCall, response: Any, status: int, body: Callable[[], bytes]) -> Any:
+    headers = {name.lower(): value for name, value in response.headers.items()}
     try:
         look = call.worth_a_look(status, headers)
         call.observe(status, headers, body()[:PEEK] if look else b"")
     except BaseException as exc:
-        response.close()
         call.done(exc)
+        response.close()
         raise
     return response
 
@@ -227,7 +227,10 @@ def unwrap(subject: Any) -> None:
         unwrap(below)
     undo: dict[str, Any] = subject.__dict__.pop(_MARK, {})
     for name, value in undo.items():
-        if value is _MARK:
+        if name == _CLASS:
+            subject.__class__ = value
+            _drop_connections(subject)
+        elif value is _MARK:
             delattr(subject, name)
         else:
             setattr(subject, name, value)

@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import DeadlineExceeded
@@ -122,7 +122,9 @@ class BoundSocket:
 
     @property
     def _until(self) -> Instant:
-        until = min(self._limit, _BOUND.at)
+        until, of_thread = self._limit, _BOUND.at
+        if of_thread < until:
+            until = of_thread
         here = ambient() if self._scoped else None
         return until if here is None else min(until, here.limit)
 
@@ -141,46 +143,51 @@ class BoundSocket:
         left = min(self._own, max(0.0, self._until - monotonic()))
         return None if left == NEVER else left
 
-    def _arm(self) -> None:
-        if self._own == 0.0:
-            self.inner.settimeout(0.0)
-            return
-        until = self._until
+    def _armed(self) -> Any:
+        """The socket, whose next wait may take what is left."""
+        own, until = self._own, self._until
         if until == NEVER:
-            self.inner.settimeout(None if self._own == NEVER else self._own)
-            return
-        left = until - monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self.inner.settimeout(min(left, self._own))
+            self.inner.settimeout(None if own == NEVER else own)
+        elif own == 0.0:
+            self.inner.settimeout(0.0)
+        else:
+            left = until - monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self.inner.settimeout(left if left < own else own)
+        return self.inner
 
-    def _wait(self, call: Callable[[], T]) -> T:
+    def _late(self, exc: TimeoutError) -> TimeoutError:
+        here = ambient() if self._scoped else None
+        if here is None or here.remaining() > 0:
+            return exc
+        detail = "while waiting for a socket"
+        error = DeadlineExceeded(here.cause_of(CauseKind.DEADLINE, monotonic(), detail))
+        error.__cause__ = exc
+        return error
+
+    def _wait(self, call: Callable[[Any], T]) -> T:
         try:
-            return persevere(call)
+            try:
+                return call(self._armed())
+            except InterruptedError:
+                return persevere(lambda: call(self._armed()), 1)
         except TimeoutError as exc:
-            here = ambient() if self._scoped else None
-            if here is None or here.remaining() > 0:
-                raise
-            detail = "while waiting for a socket"
-            raise DeadlineExceeded(here.cause_of(CauseKind.DEADLINE, monotonic(), detail)) from exc
+            raise self._late(exc)  # noqa: B904 - that has its cause, or is the same
 
     # -- receiving -------------------------------------------------------------------------------
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """As of a socket."""
-        data = cast(bytes, self._wait(lambda: self._armed().recv(size, flags)))
+        data = cast(bytes, self._wait(lambda sock: sock.recv(size, flags)))
         self._count(len(data))
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As of a socket."""
-        size = cast(int, self._wait(lambda: self._armed().recv_into(buffer, nbytes, flags)))
+        size = cast(int, self._wait(lambda sock: sock.recv_into(buffer, nbytes, flags)))
         self._count(size)
         return size
-
-    def _armed(self) -> Any:
-        self._arm()
-        return self.inner
 
     def _count(self, size: int) -> None:
         trail = self._trail or _BOUND.trail
@@ -192,7 +199,7 @@ class BoundSocket:
     def send(self, data: Any, flags: int = 0) -> int:
         """As of a socket."""
         try:
-            size = cast(int, self._wait(lambda: self._armed().send(data, flags)))
+            size = cast(int, self._wait(lambda sock: sock.send(data, flags)))
         except TimeoutError:
             self._stalled = True
             raise
@@ -212,11 +219,11 @@ class BoundSocket:
 
     def do_handshake(self, block: bool = False) -> None:
         """As of an `SSLSocket`; the whole handshake ends with the call."""
-        self._wait(lambda: self._armed().do_handshake(block))
+        self._wait(lambda sock: sock.do_handshake(block))
 
     def unwrap(self) -> Any:
         """As of an `SSLSocket`."""
-        return self._wait(lambda: self._armed().unwrap())
+        return self._wait(lambda sock: sock.unwrap())
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -224,8 +231,9 @@ class BoundSocket:
         """A binary file that reads or writes it, as of a socket."""
         if "b" not in mode:
             raise ValueError(f"only binary files are made, got mode {mode!r}")
-        raw_mode = cast(Literal["r", "w", "rw"], mode.replace("b", ""))
-        raw = socket.SocketIO(cast(Any, self), raw_mode)
+        raw_mode: Any = mode.replace("b", "")
+        this: Any = self
+        raw = socket.SocketIO(this, raw_mode)
         self._readers += 1
         size = io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else buffering
         if size == 0:

@@ -97,16 +97,20 @@ def whose_timeout(exc: BaseException) -> Whose | None:
     return None
 
 
-def persevere(call: Callable[[], T]) -> T:
+def persevere(call: Callable[[], T], interrupted: int = 0) -> T:
     """The result of `call`, which is made again when a signal interrupts it, three times at most.
 
     `call` has to work out what is left each time. Python itself makes interrupted calls again for
     ever, but code in C reports them.
 
+    Args:
+        call: the system call.
+        interrupted: how often it was interrupted before.
+
     Raises:
         InterruptedError: it was interrupted once more. Nothing was done; the socket is as it was.
     """
-    for _ in range(INTERRUPTIONS):
+    for _ in range(INTERRUPTIONS - interrupted):
         try:
             return call()
         except InterruptedError:
