@@ -178,11 +178,15 @@ async def test_what_is_stale_serves_after_a_while_of_silence() -> None:
     begun = now()
     assert (await resolver.resolve("orders.test", 80, limit=begun + 0.4)).stale
     assert now() - begun == pytest.approx(0.2, abs=1e-6)  # leaves time for what comes next
+    begun = now()
+    async with holdfast.timeout(0.4):
+        assert (await resolver.resolve("orders.test", 80)).stale
+    assert now() - begun == pytest.approx(0.2, abs=1e-6)
     told.say("192.0.2.2")
     found = await resolver.resolve("orders.test", 80)
     assert (names(found), found.stale) == (["192.0.2.2"], False)
-    assert len(told.asked) == 2
-    assert resolver.stats().stale == 2
+    assert len(told.asked) == 3
+    assert resolver.stats().stale == 3
 
 
 async def test_without_time_to_ask_what_is_stale_serves_at_once() -> None:

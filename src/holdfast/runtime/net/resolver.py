@@ -34,6 +34,7 @@ from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.hosts import LOOKED_AT, Hosts, literal
 from holdfast.runtime.net.lookups import SystemLookup, after_fork
 from holdfast.runtime.net.questions import Flight, Questions
+from holdfast.runtime.scope import ambient
 
 __all__ = ["Address", "Addresses", "Resolver", "default_resolver"]
 
@@ -134,6 +135,9 @@ class Resolver:
             return ready[1]
         driver = driver_of(asyncio.get_running_loop())
         wanted = _Wanted(host, port, family, limit, driver.now())
+        scope = ambient()
+        if scope is not None:
+            wanted.ends = min(limit, scope.limit)
         self._begin(wanted)
         loop = driver.loop
         while (until := wanted.wait_until(driver.now())) is not None:
@@ -263,6 +267,8 @@ class _Wanted:
         self.port = port
         self.family = family
         self.limit = limit
+        self.ends = limit
+        """When whoever waits goes: what is stale has to come before. The scope sees to the rest."""
         self.began = now
         self.found: list[Found] = []
         self.flights: list[Flight] = []
@@ -281,7 +287,7 @@ class _Wanted:
             return None
         until = self.limit
         if any(flight.stale is not None for flight in self.flights):
-            patience = min(_STALE_AFTER, (self.limit - self.began) / 2)
+            patience = min(_STALE_AFTER, (self.ends - self.began) / 2)
             until = min(until, self.began + patience)
         if self._settled == NEVER and self._some():
             self._settled = now + _OTHER_FAMILY
