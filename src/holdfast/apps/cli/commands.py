@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from holdfast._version import __version__
+from holdfast.apps.cli.doctoring import doctor
 from holdfast.apps.cli.serving import serve
 
 __all__ = ["app"]
@@ -51,6 +52,7 @@ def options(
 
 
 app.command()(serve)
+app.add_typer(doctor)
 
 
 @app.command()
