@@ -1,6 +1,6 @@
 """Benchmarks: what Holdfast costs beside its peers, measured in one run.
 
-    python -m bench [--quick] [--only NAME] [--json FILE] [--save]
+    python -m bench [NAME ...] [--quick] [--json FILE] [--save]
 
 One module per figure. A figure names its variants; each variant is measured in a process of its
 own, so that nothing a peer loads changes the cost of another. Within a variant the contestants take

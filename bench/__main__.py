@@ -23,12 +23,14 @@ from bench._report import save, summary, text
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
 FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
+NETS: Final = ("scenarios", "healthy", "churn")
 STOPS: Final = ("cells", "roll", "hup", "edges", "sockets", "http2", "quiet", "rate")
-LONG: Final = tuple(f"stop.{part}" for part in STOPS)
+LONG: Final = (*(f"net.{part}" for part in NETS), *(f"stop.{part}" for part in STOPS))
 """Figures that take their time and run only when they are named."""
 PEERS: Final = (
-    "anyio", "uvloop", "uvicorn", "httptools", "starlette", "httpx", "httpx2", "async-timeout",
-    "quattro", "aiofence", "opentelemetry-instrumentation-asgi",
+    "anyio", "uvloop", "uvicorn", "httptools", "starlette", "httpx", "httpx2", "aiohttp",
+    "requests", "urllib3", "async-timeout", "quattro", "aiofence",
+    "opentelemetry-instrumentation-asgi",
 )  # fmt: skip
 
 MORE: Final = ("servers", "cells", "stops", "stop")
@@ -63,7 +65,8 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
-    choices = (*FIGURES, "stop", *LONG)
+    choices = (*FIGURES, "net", "stop", *LONG)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(choices)}")
     parser.add_argument("--only", action="append", choices=choices, help="this figure; repeatable")
     parser.add_argument("--server", dest="servers", action="append", help="of stop.*: this one")
     parser.add_argument("--cell", dest="cells", action="append", help="of stop.cells: this one")
@@ -74,7 +77,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--save", action="store_true", help=f"write it into {PAGE.relative_to(ROOT)}"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if wrong := [name for name in options.figures if name not in choices]:
+        parser.error(f"there is no figure {', '.join(wrong)}; choose from {', '.join(choices)}")
+    options.only = [*options.figures, *(options.only or ())]
+    return options
 
 
 def _named(only: list[str] | None) -> list[str]:

@@ -17,7 +17,7 @@ from bench._harness import new_loop
 from bench.net.bad import Ask
 from bench.net.clients import Client
 
-__all__ = ["Left", "Result", "perform"]
+__all__ = ["Counts", "Left", "Result", "counted", "perform"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def perform(
 def _blocking(
     client: Client, scenario: str, ask: Ask, begun: Callable[[], object], told: Told
 ) -> None:
-    before = _counted()
+    before = counted()
     call, close = client.prepare(ask)
     begun()
     started = time.monotonic()
@@ -111,7 +111,7 @@ def _blocking(
 async def _on_loop(
     client: Client, scenario: str, ask: Ask, begun: Callable[[], object], told: Told
 ) -> None:
-    before = _counted()
+    before = counted()
     call, close = await client.prepare(ask)
     begun()
     started = time.monotonic()
@@ -145,10 +145,10 @@ def _told(exc: Exception) -> dict[str, Any]:
     }
 
 
-_Counts = tuple[Counter[str], int, int]
+Counts = tuple[Counter[str], int, int]
 
 
-def _counted() -> _Counts:
+def counted() -> Counts:
     gc.collect()
     kinds = Counter(filter(None, map(_kind, os.listdir("/proc/self/fd"))))
     threads = threading.enumerate()
@@ -172,8 +172,8 @@ def _kind(number: str) -> str:
     return "tcp" if kind == socket.SOCK_STREAM else "udp"
 
 
-def _more(before: _Counts) -> Left:
-    kinds, threads, daemons = _counted()
+def _more(before: Counts) -> Left:
+    kinds, threads, daemons = counted()
     kinds.subtract(before[0])
     more = {kind.partition(":")[0]: count for kind, count in kinds.items() if count}
     return Left(more, threads - before[1], daemons - before[2])

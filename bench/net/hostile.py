@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 import sys
@@ -53,6 +54,7 @@ async def main(namespace: bool) -> None:
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, gone.set)
     await gone.wait()
+    os._exit(0)  # nobody waits for an orderly end of all that was disorderly
 
 
 async def serve(peer: Callable[[Reader, Writer], Awaitable[None]]) -> int:
