@@ -55,7 +55,7 @@ async def test_forty_dead_questions_hold_up_no_other() -> None:
         await asyncio.sleep(0.05)
         begun = monotonic()
         found = await resolver.resolve("good.test.", 80, family=socket.AF_INET)
-        assert monotonic() - begun < 1.0
+        assert monotonic() - begun < LONG / 6
         assert found == ((socket.AF_INET, ("192.0.2.9", 80)),)
         for task in dead:
             task.cancel()

@@ -13,7 +13,7 @@ from holdfast.adapters.dnspython import _Judge
 from holdfast.domain.discovery.names import Answer
 from holdfast.runtime.net.queries import Verdict
 
-QUERY = dns.message.make_query("orders.test", "A", use_edns=False)
+QUERY = dns.message.make_query("orders.test", "A", use_edns=False, id=4711)
 SOA = "ns.test. hostmaster.test. 1 3600 600 86400 7"
 
 

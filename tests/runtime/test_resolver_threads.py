@@ -107,7 +107,7 @@ async def test_an_answer_comes_from_a_thread(monkeypatch: pytest.MonkeyPatch) ->
     await asyncio.sleep(0.01)
     begun = monotonic()
     found = await resolver.resolve("good.test", 80)
-    assert monotonic() - begun < 1.0
+    assert monotonic() - begun < LONG / 6
     assert found == (
         Address(INET, ("192.0.2.1", 80)),
         Address(INET6, ("fe80::1", 80, 0, 3)),
