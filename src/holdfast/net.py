@@ -27,7 +27,7 @@ from holdfast.runtime.net.proxying import ProxyAddress
 from holdfast.runtime.net.readers import Bounded, ByteReader, Chain, Limit, PushBack
 from holdfast.runtime.net.resolver import Resolver, default_resolver
 from holdfast.runtime.net.stream import Stream
-from holdfast.runtime.net.streams import open_connection, start_server
+from holdfast.runtime.net.streams import Reader, Writer, open_connection, start_server
 
 __all__ = [
     "Attempt",
@@ -45,6 +45,7 @@ __all__ = [
     "PhaseTimeout",
     "ProxyAddress",
     "PushBack",
+    "Reader",
     "Resolver",
     "Shares",
     "SocketOptions",
@@ -53,6 +54,7 @@ __all__ = [
     "StreamTimeout",
     "Trail",
     "TrailObserver",
+    "Writer",
     "bound_by_kernel",
     "default_resolver",
     "dial",
