@@ -208,8 +208,11 @@ def test_a_place_in_the_pool(lib: Any, rude: Rude) -> None:
 
 def test_redirects_share_one_budget(lib: Any, rude: Rude) -> None:
     with client(lib, follow_redirects=True) as http:
-        trail = late(lib, lambda: http.get(rude.url("/redirect/0")), Phase.HEADER)
-    assert trail.redirects >= 1
+        # In which phase of which hop is a matter of chance.
+        with pytest.raises(holdfast.DeadlineExceeded) as caught, holdfast.timeout(BUDGET):
+            http.get(rude.url("/redirect/0"))
+    assert caught.value.trail is not None
+    assert caught.value.trail.redirects >= 1
 
 
 def test_attempts_of_the_transport_share_one_budget(lib: Any) -> None:

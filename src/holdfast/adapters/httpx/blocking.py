@@ -19,7 +19,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
 
-from holdfast.adapters.httpx.call import Call
+from holdfast.adapters.httpx.blockcall import WORKING, Step
 from holdfast.adapters.httpx.library import Library, library_of
 from holdfast.adapters.httpx.pools import pools_below
 from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout
@@ -28,10 +28,10 @@ from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Phase, Shares, Trai
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.net.attempt import DEFAULT_OPTIONS
 from holdfast.runtime.net.blockdial import connect_blocking, tls_blocking
-from holdfast.runtime.net.blocking import BoundSocket, bound_of, move_bound, within_limit
+from holdfast.runtime.net.blocking import BoundSocket, bound_of, within_limit
 from holdfast.runtime.net.resolver import Resolver
 
-__all__ = ["BlockingCall", "join_blocking", "leave_blocking", "working_for"]
+__all__ = ["join_blocking", "leave_blocking", "telling"]
 
 _Options = Iterable[tuple[Any, ...]]
 _SLICE: Final = 65_536
@@ -39,62 +39,8 @@ _LEAST: Final[Duration] = 0.001
 _ASLEEP: Final = threading.Event()
 
 
-class BlockingCall(Call):
-    """A call that is made in a thread.
-
-    Attributes:
-        until: monotonic instant by which the phase under way must be over.
-    """
-
-    __slots__ = ("until",)
-
-    until: Instant
-
-    def enter(self, phase: Phase) -> None:
-        """`phase` begins, and what this thread waits for ends with its share, where it has one."""
-        if phase in self.compiled.bounded:
-            self.until = self.trail.begin(phase, self.now())
-        else:
-            self.progress.note(phase)
-            self.until = self.limit
-        move_bound(self.until)
-
-    def dial(self) -> Trail:
-        """The pool dials, and bounds are those of the dial; the record."""
-        self.until = self.limit
-        move_bound(self.until)
-        return self.trail
-
-    def explained(self, exc: Exception, *, late: bool | None = None) -> Exception:
-        """What is raised for `exc`; see `Call`."""
-        if isinstance(exc, self.library.api.TimeoutException):
-            now = self.now()
-            self.overdue = self.until <= now < self.limit
-        return super().explained(exc, late=late)
-
-
-class _Working(threading.local):
-    call: BlockingCall | None = None
-
-
-_WORKING: Final = _Working()
-
-
-@contextmanager
-def working_for(call: BlockingCall) -> Generator[None]:
-    """This thread works for `call` in the block, and waits for no longer than its limit."""
-    before = _WORKING.call
-    _WORKING.call = call
-    try:
-        with within_limit(call.limit):
-            move_bound(call.until)
-            yield
-    finally:
-        _WORKING.call = before
-
-
 def _record(target: str, shares: Shares) -> Trail:
-    call = _WORKING.call
+    call = WORKING.call
     if call is not None:
         return call.dial()
     # Nobody's call: the transport is in use below ours, or no longer instrumented.
@@ -205,6 +151,9 @@ class Connection:
 
     def read(self, max_bytes: int, timeout: Duration | None = None) -> bytes:
         """Bytes; none at the end. `timeout` is the library's own, in seconds."""
+        call = WORKING.call
+        if call is not None and call.step is Step.SENDS and not call.watched:
+            call.reads()
         self._sock.settimeout(timeout)
         try:
             data = self._sock.recv(max_bytes)
@@ -212,13 +161,17 @@ class Connection:
             raise self._library.core.ReadTimeout(exc) from exc
         except OSError as exc:
             raise self._library.core.ReadError(exc) from exc
-        if _WORKING.call is not None:
-            _WORKING.call.progress.got(data)
+        if call is not None:
+            call.progress.got(data)
         return data
 
     def write(self, buffer: bytes, timeout: Duration | None = None) -> None:
         """Send bytes. `timeout` is the library's own, in seconds, for each part of them."""
-        sock, call, at = self._sock, _WORKING.call, 0
+        if not buffer:
+            return
+        sock, call, at = self._sock, WORKING.call, 0
+        if call is not None and call.step is Step.NONE and not call.watched:
+            buffer = call.writes(buffer)
         view = memoryview(buffer)
         sock.settimeout(timeout)
         try:
@@ -337,8 +290,8 @@ class Guard:
 
     def read(self, max_bytes: int, timeout: Any = None) -> bytes:
         data: bytes = self.inner.read(max_bytes, timeout=_shrunk(timeout))
-        if _WORKING.call is not None:
-            _WORKING.call.progress.got(data)
+        if WORKING.call is not None:
+            WORKING.call.progress.got(data)
         return data
 
     def write(self, buffer: bytes, timeout: Any = None) -> None:
@@ -347,13 +300,13 @@ class Guard:
         for start in range(0, len(view), _SLICE):
             part = bytes(view[start : start + _SLICE])
             self.inner.write(part, timeout=_shrunk(timeout))
-            if _WORKING.call is not None:
-                _WORKING.call.progress.sent += len(part)
+            if WORKING.call is not None:
+                WORKING.call.progress.sent += len(part)
 
 
 def _enter(phase: Phase) -> None:
-    if _WORKING.call is not None:
-        _WORKING.call.enter(phase)
+    if WORKING.call is not None:
+        WORKING.call.enter(phase)
 
 
 def join_blocking(transport: Any, resolver: Resolver, shares: Shares) -> None:
@@ -375,6 +328,26 @@ def join_blocking(transport: Any, resolver: Resolver, shares: Shares) -> None:
             stream = getattr(inner, "_network_stream", None)
             if stream is not None and not isinstance(stream, Connection | Guard):
                 inner._network_stream = Guard(stream)
+
+
+def telling(transport: Any) -> bool:
+    """Whether the pools of a transport have to tell how far a call is.
+
+    Not where the network sees it: over connections of its own, without a proxy, by HTTP/1.1. That
+    costs less.
+    """
+    return any(
+        not isinstance(pool._network_backend, Network)
+        or getattr(pool, "_http2", False)
+        or any(isinstance(_stream_of(one), Guard) for one in pool._connections)
+        or hasattr(pool, "_proxy_url")
+        or getattr(pool, "_proxy", None) is not None
+        for pool in pools_below(transport)
+    )
+
+
+def _stream_of(connection: Any) -> Any:
+    return getattr(getattr(connection, "_connection", None), "_network_stream", None)
 
 
 def leave_blocking(transport: Any) -> None:

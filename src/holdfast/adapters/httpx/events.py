@@ -10,7 +10,7 @@ from holdfast.domain.instant import NEVER
 from holdfast.domain.phases import Phase
 from holdfast.domain.wire.budget import Decode, tightest
 
-__all__ = ["watched"]
+__all__ = ["tighter", "watched"]
 
 
 def _tunnels(call: Call, info: Mapping[str, Any]) -> bool:
@@ -33,7 +33,7 @@ def _sends(call: Call, info: Mapping[str, Any]) -> None:
     fresh = {name.encode(): value.encode() for name, value in headers}
     request = info["request"]
     request.headers[:] = [
-        (name, _tighter(value, fresh.get(name.lower()), budgets.get(name.lower())))
+        (name, tighter(value, fresh.get(name.lower()), budgets.get(name.lower())))
         for name, value in request.headers
     ]
 
@@ -95,7 +95,8 @@ def watched(call: Call, extensions: dict[str, Any], *, is_async: bool) -> None:
         extensions["trace"] = trace
 
 
-def _tighter(value: bytes, fresh: bytes | None, decode: Decode | None) -> bytes:
+def tighter(value: bytes, fresh: bytes | None, decode: Decode | None) -> bytes:
+    """The smaller one of two values of a header that says what is left."""
     if fresh is None or decode is None:
         return value
     return fresh if tightest(decode(value), decode(fresh)) != decode(value) else value

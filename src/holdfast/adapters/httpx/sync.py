@@ -11,11 +11,11 @@ reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from holdfast.adapters.httpx.blocking import BlockingCall, join_blocking, working_for
+from holdfast.adapters.httpx.blockcall import BlockingCall, working_for
+from holdfast.adapters.httpx.blocking import join_blocking, telling
 from holdfast.adapters.httpx.call import PEEK, Compiled, Options, content_of, observe
 from holdfast.adapters.httpx.events import watched
 from holdfast.adapters.httpx.library import SyncBase, adopt, variant
@@ -58,16 +58,23 @@ class HoldfastTransport(SyncBase):
         first = Phase.POOL if self._pooled else Phase.HEADER
         self._compiled = Compiled(options, way_of(inner), first)
         join_blocking(inner, resolver or default_resolver(), shares)
+        self._watched = self._pooled and telling(inner)
 
     def handle_request(self, request: Any) -> Any:
         """Send `request`; see the class."""
-        call = BlockingCall(self._compiled, request)
-        call.until = call.limit
+        watch = self._watched
+        call = BlockingCall(self._compiled, request, watched=watch)
         call.admit()
-        outgoing = call.outgoing(clamp=True, watched=self._pooled)
-        if self._pooled:
+        outgoing = call.outgoing(clamp=True, watched=watch)
+        if watch:
             watched(call, outgoing.extensions, is_async=False)
-        response = _in_time(call, lambda: self._answer(call, outgoing))
+        try:
+            with working_for(call):
+                call.enter(call.compiled.first)
+                response = self.inner.handle_request(outgoing)
+                call.answered(response)
+        except Exception as exc:
+            _fail(call, exc)
         if response.status_code == 101 or request.method == "CONNECT":
             call.over_and_done()
             return response
@@ -81,12 +88,6 @@ class HoldfastTransport(SyncBase):
         except BaseException as exc:
             stream.failed(exc)
             raise
-        return response
-
-    def _answer(self, call: BlockingCall, outgoing: Any) -> Any:
-        call.enter(call.compiled.first)
-        response = self.inner.handle_request(outgoing)
-        call.answered(response)
         return response
 
     def close(self) -> None:
@@ -109,16 +110,12 @@ class HoldfastTransport(SyncBase):
         return f"HoldfastTransport({self.inner!r})"
 
 
-def _in_time(call: BlockingCall, work: Callable[[], Any]) -> Any:
-    try:
-        with working_for(call):
-            return work()
-    except Exception as exc:
-        error = call.explained(exc)
-        call.over_and_done(error)
-        if error is exc:
-            raise
-        raise error from exc
+def _fail(call: BlockingCall, exc: Exception) -> NoReturn:
+    error = call.explained(exc)
+    call.over_and_done(error)
+    if error is exc:
+        raise exc
+    raise error from exc
 
 
 class _Body:
@@ -128,6 +125,7 @@ class _Body:
         self._call = call
         self._source = source
         self._parts: Any = None
+        self._read = False
         self._ahead: list[bytes] = []
 
     def __iter__(self) -> _Body:
@@ -144,13 +142,17 @@ class _Body:
             raise error
         if self._parts is None:
             self._parts = iter(self._source)
-        chunk = _in_time(call, lambda: next(self._parts, None))
+        try:
+            with working_for(call):
+                chunk: bytes | None = next(self._parts, None)
+        except Exception as exc:
+            _fail(call, exc)
         if chunk is None:
+            self._read = True
             call.over_and_done()
             raise StopIteration
         call.received += len(chunk)
-        part: bytes = chunk
-        return part
+        return chunk
 
     def peek(self, most: int) -> bytes:
         """The beginning of the body, which stays unread."""
@@ -170,6 +172,9 @@ class _Body:
         self.close()
 
     def close(self) -> None:
+        if self._read:  # so nothing is waited for
+            self._source.close()
+            return
         with working_for(self._call):
             close = getattr(self._parts, "close", None)
             if close is not None:

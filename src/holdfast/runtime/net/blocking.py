@@ -15,8 +15,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from holdfast.domain.cause import CauseKind
@@ -60,22 +59,30 @@ def bound_of() -> Bound:
     return _BOUND
 
 
-@contextmanager
-def within_limit(limit: Instant, trail: Trail | None = None) -> Generator[None]:
-    """Bound the waits of this thread in the block.
+class within_limit:
+    """`with within_limit(limit): ...`: bound the waits of this thread in the block.
 
     Args:
         limit: monotonic instant; never later than that of a block around this one.
         trail: the record of the call, whose bytes are counted.
     """
-    before = (_BOUND.at, _BOUND.most, _BOUND.trail)
-    _BOUND.at = _BOUND.most = min(before[0], limit)
-    if trail is not None:
-        _BOUND.trail = trail
-    try:
-        yield
-    finally:
-        _BOUND.at, _BOUND.most, _BOUND.trail = before
+
+    __slots__ = ("_before", "_limit", "_trail")
+
+    _before: tuple[Instant, Instant, Trail | None]
+
+    def __init__(self, limit: Instant, trail: Trail | None = None) -> None:
+        self._limit = limit
+        self._trail = trail
+
+    def __enter__(self) -> None:
+        bound, limit = _BOUND, self._limit
+        at, _, trail = self._before = (bound.at, bound.most, bound.trail)
+        bound.at = bound.most = limit if limit < at else at
+        bound.trail = self._trail or trail
+
+    def __exit__(self, *_: object) -> None:
+        _BOUND.at, _BOUND.most, _BOUND.trail = self._before
 
 
 def move_bound(at: Instant) -> None:
