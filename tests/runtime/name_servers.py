@@ -149,10 +149,11 @@ class Knot:
                 text = _HEAD.format(zone=zone, negative=negative) + "ns A 127.0.0.1\n" + records
                 (path / f"{zone}.zone").write_text(text)
         listed = "\n".join(f"  - domain: {z}\n    file: {z}.zone" for z in zones)
-        for _ in range(5):  # the port that was free may be taken meanwhile
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = probe.getsockname()[1]
+        for _ in range(20):  # the port that was free may be taken meanwhile
+            udp, tcp = _both()
+            self.port = udp.getsockname()[1]
+            udp.close()
+            tcp.close()
             (path / "knot.conf").write_text(_CONF.format(path=path, port=self.port, zones=listed))
             self.process = self._start()
             if self._answers():
