@@ -19,7 +19,7 @@ from holdfast.domain.errors import DeadlineExceeded, HoldfastError, LimitExceede
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Phase, Shares, Trail
 from holdfast.ports.trails import TrailObserver
-from holdfast.runtime.ambient import deadline_at
+from holdfast.runtime.ambient import deadline_at, shield
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.attempt import DEFAULT_OPTIONS, SocketOptions
 from holdfast.runtime.net.phased import blamed, within
@@ -35,6 +35,9 @@ _MOST_INTERIM: Final = 16
 _MOST_PORT: Final = 65_535
 _FULL: Final[Duration] = 0.02
 """Seconds between two questions whether a Unix socket has room for one more connection."""
+
+_SET_UP: Final[Duration] = 1.0
+"""Seconds that the loop may take to make a transport; it takes two turns."""
 
 
 class Dialer:
@@ -141,7 +144,7 @@ class Dialer:
         stream = None
         try:
             async with deadline_at(own.limit, name="dial"), within(own, Phase.CONNECT, path):
-                stream = await Stream.over(await self.connect_unix_socket(path))
+                stream = await _over(await self.connect_unix_socket(path))
         except BaseException as exc:
             if stream is not None:
                 stream.abort()
@@ -206,7 +209,7 @@ class Dialer:
         sock = await self.connect_socket(*first, trail=trail)
         stream = None
         try:
-            stream = await Stream.over(sock, forced_break=trail.limit if forced_break else NEVER)
+            stream = await _over(sock)
             if proxy is not None:
                 async with within(trail, Phase.PROXY, f"proxy {proxy}"):
                     await _tunnel(stream, host, port, proxy)
@@ -214,7 +217,7 @@ class Dialer:
                         raise _unasked(stream, proxy)
             if tls is not None:
                 async with within(trail, Phase.TLS):
-                    await stream.start_tls(tls, server_hostname or host)
+                    await _secured(stream, tls, server_hostname or host)
         except BaseException as exc:
             if stream is not None:
                 stream.abort()
@@ -222,6 +225,8 @@ class Dialer:
                 blamed(trail, driver_of(asyncio.get_running_loop()).now())
             raise_with(trail, exc)
             raise
+        if forced_break and trail.limit != NEVER:
+            stream.break_at(trail.limit)
         return stream
 
     def _tell(self, trail: Trail, error: BaseException | None) -> None:
@@ -235,9 +240,47 @@ def _set_route(trail: Trail, *, tls: bool, proxy: bool) -> None:
     trail.route = tuple(phase for phase in Phase if goes.get(phase, phase in trail.route))
 
 
+class _Dialled(Stream):
+    """A stream that may be told later that it is to be broken."""
+
+    def break_at(self, at: Instant) -> None:
+        # Not from the beginning: during the dial the same instant ends the phase under way, whose
+        # name is to be in the error.
+        self._alarms.append(self.driver.alarm(at, self._break))
+
+
+async def _over(sock: socket.socket) -> _Dialled:
+    """The stream of a connected socket.
+
+    A scope that ends runs its task in the same turn of the loop. uvloop cannot bear that while it
+    makes a transport: it frees the handle, and reads from it in the next turn, which is the end of
+    the process. So ours wait for these two turns; a `task.cancel()` comes late enough by itself.
+    """
+    stream = None
+    try:
+        async with shield(_SET_UP, name="transport"):
+            stream = await _Dialled.over(sock)
+    except BaseException:
+        if stream is not None:
+            stream.abort()
+        raise
+    return stream
+
+
+async def _secured(stream: Stream, context: ssl.SSLContext, name: str) -> None:
+    try:
+        await stream.start_tls(context, name)
+    except TypeError as exc:
+        # In TLS within TLS, asyncio fails to abort before 3.11.8 and 3.12.2 (gh-113214), and that
+        # hides why it wanted to.
+        if isinstance(exc.__context__, OSError):
+            raise exc.__context__ from None
+        raise
+
+
 async def _tunnel(stream: Stream, host: str, port: int, proxy: ProxyAddress) -> None:
     if proxy.tls is not None:
-        await stream.start_tls(proxy.tls, proxy.host)
+        await _secured(stream, proxy.tls, proxy.host)
     await stream.write(connect_request(host, port, proxy.headers))
     target = f"{host}:{port}"
     for _ in range(_MOST_INTERIM):
