@@ -236,6 +236,9 @@ def test_a_limit_counts_bytes_to_the_last(proxy: FaultProxy, then: Then) -> None
             assert sock.recv(1) == b""
         else:
             assert silent(sock)
+            proxy.to_client.heal()
+            assert exactly(sock, 3) == b"llo"
+            proxy.to_client.limit(7)
     with client(proxy) as sock:  # each connection has its own count
         assert ask(sock) == b"hello"
 

@@ -148,7 +148,6 @@ class Pump:
         self.over = False
         self._started = False
         self._ended = False  # the source has said all
-        self._held = False
         self._queue: deque[tuple[Instant, bytes]] = deque()
         self._queued = 0
         self._last: Instant = 0.0
@@ -198,8 +197,8 @@ class Pump:
     def _hand_on(self) -> bool:
         """Whether the receiver takes no more at present."""
         rules, loop = self.rules, self.link.loop
-        while not (self.over or self._held or rules.stalled):
-            if 0 <= rules.most <= self.moved:
+        while not (self.over or self._still()):
+            if self._at_limit():
                 self._act(rules.then)
                 return False
             if not self._queue:
@@ -239,18 +238,23 @@ class Pump:
         else:
             self._queue[0] = (due, data[sent:])
 
+    def _at_limit(self) -> bool:
+        return 0 <= self.rules.most <= self.moved
+
+    def _still(self) -> bool:
+        """Whether nothing moves, until the rules change."""
+        return self.rules.stalled or (self._at_limit() and self.rules.then is Then.STALL)
+
     def _act(self, then: Then) -> None:
         if then is Then.CUT:
             self.cut()
-        elif then is Then.RESET:
-            self.link.close(hard=True)
         else:
-            self._held = True
+            self.link.close(hard=True)
 
     def _listen(self, blocked: bool) -> None:
         loop = self.link.loop
-        still = self._held or self.rules.stalled
-        wanted = not self._ended and (self.over or not (still or self._queued >= _MOST_QUEUED))
+        room = not self._still() and self._queued < _MOST_QUEUED
+        wanted = not self._ended and (self.over or room)
         if wanted and not self._reads:
             loop.add_reader(self.source, self._readable)
         elif self._reads and not wanted:
