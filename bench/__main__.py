@@ -23,7 +23,7 @@ from bench._report import save, summary, text
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
 FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
-NETS: Final = ("scenarios", "healthy", "churn")
+NETS: Final = ("scenarios", "healthy", "churn", "names")
 STOPS: Final = ("cells", "roll", "hup", "edges", "sockets", "http2", "quiet", "rate")
 LONG: Final = (*(f"net.{part}" for part in NETS), *(f"stop.{part}" for part in STOPS))
 """Figures that take their time and run only when they are named."""

@@ -4,6 +4,7 @@
     python -m bench net.scenarios          13 ways in which a server can be bad, each client on each
     python -m bench net.healthy            a call that nothing is wrong with, over loopback
     python -m bench net.churn              10,000 connections, cancelled at random points
+    python -m bench net.names              looking a name up, cached and not
     python -m bench.net.short FILE ...     what of it goes into the README
 
     bad         the 13 scenarios
