@@ -180,7 +180,7 @@ async def test_streams_as_asyncio_has_them() -> None:
         assert writer.can_write_eof()
         assert writer.get_extra_info("peername")[1] == port
         writer.write(b"last\n")
-        await writer.write_eof()
+        writer.write_eof()
         assert await reader.read() == b"LAST\n.bye"
         assert await reader.readline() == b""
         assert not writer.is_closing()
@@ -193,8 +193,12 @@ async def test_streams_as_asyncio_has_them() -> None:
 
 @pytest.mark.real_time("asyncio", "uvloop")
 async def test_streams_end_with_their_scope_and_their_deadlines() -> None:
+    noticed = asyncio.Event()
+
     async def serve(reader: net.Reader, writer: net.Writer) -> None:
-        await reader.read()
+        with pytest.raises(ConnectionResetError):  # and not the end that comes after `close`
+            await reader.read()
+        noticed.set()
 
     server = await net.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -212,6 +216,8 @@ async def test_streams_end_with_their_scope_and_their_deadlines() -> None:
     await writer.wait_closed()
     with pytest.raises(OSError, match="closed"):
         await reader.read(1)
+    await asyncio.wait_for(noticed.wait(), 5)
+    await asyncio.sleep(0.01)
     server.close()
     await server.wait_closed()
 

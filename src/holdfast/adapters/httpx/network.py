@@ -200,6 +200,7 @@ class Connection:
             trail = progress.trail
         else:
             trail = Trail(self.stream.peer, self._now(), NEVER, route=DIALLING)
+        self.stream.set_deadline(NEVER)  # those of the reads and writes before
         async with _dialling(self._library, trail, timeout), within(trail, Phase.TLS):
             await self.stream.start_tls(ssl_context, server_hostname)
         return self

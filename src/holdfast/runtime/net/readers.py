@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final, Protocol, runtime_checkable
 
-from holdfast.domain.errors import LimitExceeded, StreamTimeout
+from holdfast.domain.errors import DeadlineExceeded, LimitExceeded, StreamTimeout
 from holdfast.domain.instant import NEVER, Duration
-from holdfast.runtime.ambient import deadline_at
+from holdfast.runtime.ambient import deadline_at, timeout
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.scope import ambient
 
@@ -52,6 +52,8 @@ class PushBack:
 
     async def read(self, most: int = _PART) -> bytes:
         """See `ByteReader`."""
+        if most <= 0:
+            return b""
         if not self._first:
             return b"" if self._reader is None else await self._reader.read(most)
         data = self._first.popleft()
@@ -69,13 +71,19 @@ class Chain:
     def __init__(self, *readers: ByteReader) -> None:
         self._readers = deque(readers)
 
+    def unread(self, data: bytes) -> None:
+        """See `PushBack.unread`."""
+        self._readers.appendleft(PushBack(data))
+
     async def read(self, most: int = _PART) -> bytes:
         """See `ByteReader`."""
-        while self._readers:
-            data = await self._readers[0].read(most)
-            if data or most == 0:
+        while self._readers and most > 0:
+            # While it waits, somebody may have pushed bytes back, before this one.
+            reader = self._readers[0]
+            if data := await reader.read(most):
                 return data
-            self._readers.popleft()
+            if self._readers and self._readers[0] is reader:
+                self._readers.popleft()
         return b""
 
 
@@ -99,16 +107,31 @@ class Limit:
         if most < 0:
             raise ValueError(f"a limit must not be negative, got {most}")
         self._reader = reader
+        self._back = PushBack()
         self._most = most
+        self._over = False
         self.left = most
+
+    def unread(self, data: bytes) -> None:
+        """See `PushBack.unread`. They have not been delivered after all."""
+        self._back.unread(data)
+        self.left += len(data)
 
     async def read(self, most: int = _PART) -> bytes:
         """See `ByteReader`."""
-        # At the limit one byte more is asked for: whether there is one decides.
-        data = await self._reader.read(max(1, min(most, self.left)))
+        if most <= 0:
+            return b""
+        data = await self._back.read(most)
+        if not data:
+            if self._over:
+                raise LimitExceeded(self._most)
+            # At the limit one byte more is asked for: whether there is one decides.
+            data = await self._reader.read(max(1, min(most, self.left)))
         if len(data) > self.left:
             unread = getattr(self._reader, "unread", None)
-            if unread is not None:
+            if unread is None:
+                self._over = True
+            else:
                 unread(data)
             raise LimitExceeded(self._most)
         self.left -= len(data)
@@ -123,9 +146,9 @@ class Bounded:
 
     Args:
         reader: what is read.
-        least_rate: bytes per second that must come on average, counted from the first read, after
-            `patience` seconds: a peer that trickles is given up long before a generous deadline.
-        patience: seconds.
+        least_rate: bytes per second that must come on average: a peer that trickles is given up
+            long before a generous deadline. Only the time counts that is spent in reads.
+        patience: seconds of it that are granted before.
 
     Raises, on reading:
         DeadlineExceeded: the limit is spent.
@@ -139,35 +162,50 @@ class Bounded:
             raise ValueError("least_rate and patience must not be negative")
         here = ambient()
         self._reader = reader
+        self._back = PushBack()
         self._limit = NEVER if here is None else here.limit
         self._rate = least_rate
         self._patience = patience
-        self._began = NEVER
+        self._waited = 0.0
         self._received = 0
+
+    def unread(self, data: bytes) -> None:
+        """See `PushBack.unread`."""
+        self._back.unread(data)
 
     async def read(self, most: int = _PART) -> bytes:
         """See `ByteReader`."""
-        now = driver_of(asyncio.get_running_loop()).now
-        if self._began == NEVER:
-            self._began = now()
-        slow_at = NEVER
-        if self._rate > 0:
-            slow_at = self._began + self._patience + self._received / self._rate
-        async with deadline_at(self._limit, name="read"):
-            if slow_at == NEVER:
-                data = await self._reader.read(most)
-            else:
-                try:
-                    async with asyncio.timeout(max(0.0, slow_at - now())):
-                        data = await self._reader.read(most)
-                except TimeoutError as exc:
-                    if isinstance(exc, StreamTimeout):
-                        raise
-                    what = f"read of at least {self._rate:g} bytes/s"
-                    peer = getattr(self._reader, "peer", "unknown")
-                    raise StreamTimeout(what, peer, self._received) from exc
+        if data := await self._back.read(most):
+            return data
+        if most <= 0:
+            return b""
+        data = b""
+        try:
+            async with deadline_at(self._limit, name="read"):
+                data = await (self._paced(most) if self._rate else self._reader.read(most))
+        except BaseException:
+            self.unread(data)  # the time was up when it was here already
+            raise
         self._received += len(data)
         return data
+
+    async def _paced(self, most: int) -> bytes:
+        allowed = self._patience + self._received / self._rate - self._waited
+        now = driver_of(asyncio.get_running_loop()).now
+        began, data, pace = now(), b"", timeout(max(0.0, allowed), name="pace")
+        try:
+            async with pace:
+                data = await self._reader.read(most)
+            return data
+        except DeadlineExceeded as exc:
+            self.unread(data)
+            if allowed > 0 and exc.cause is not pace.cause:
+                raise
+            what = f"read of at least {self._rate:g} bytes/s"
+            peer = getattr(self._reader, "peer", "unknown")
+            raise StreamTimeout(what, peer, self._received) from exc
+        finally:
+            self._waited += now() - began
 
 
 async def parts(reader: ByteReader, size: int = _PART) -> AsyncIterator[bytes]:

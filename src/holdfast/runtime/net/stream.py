@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Final
 
-from holdfast.domain.errors import LimitExceeded, UsageError
+from holdfast.domain.errors import LimitExceeded, StreamTimeout, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.runtime.hosted import seconds_of
+from holdfast.runtime.net.side import Side
 from holdfast.runtime.net.wired import SLICE, Wired
 
 __all__ = ["Stream"]
@@ -51,17 +52,25 @@ class Stream(Wired):
 
     def set_read_deadline(self, at: Instant) -> None:
         """The same for reads alone."""
-        self._call(lambda: self._reads.move(at))
+        self._move(self._reads, at)
 
     def set_write_deadline(self, at: Instant) -> None:
         """The same for writes alone."""
-        self._call(lambda: self._writes.move(at))
+        self._move(self._writes, at)
 
-    def _call(self, change: Callable[[], object]) -> None:
+    def _move(self, side: Side, at: Instant) -> None:
+        at = seconds_of(at, "set_deadline()")
+        if at != at:
+            raise ValueError("a deadline must be a number, got nan")
         if threading.get_ident() == self._thread:
-            change()
+            self._moved(side, at)
         else:
-            self.loop.call_soon_threadsafe(change)
+            self.loop.call_soon_threadsafe(self._moved, side, at)
+
+    def _moved(self, side: Side, at: Instant) -> None:
+        side.move(at)
+        if self._shaking:
+            self._bound_handshake()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -73,12 +82,13 @@ class Stream(Wired):
             UsageError: another task reads.
             OSError: the connection is lost.
         """
+        if most <= 0:
+            return _nothing(most)
         self._reads.enter()
         try:
             while not self._buffer:
-                if not self._more():
+                if not await self._more():
                     return b""
-                await self._reads.wait()
             return self._take(most)
         finally:
             self._reads.busy = False
@@ -90,14 +100,17 @@ class Stream(Wired):
             asyncio.IncompleteReadError: the end came before; what there was is in `partial`.
             StreamTimeout, UsageError, OSError: see `read`.
         """
+        if size <= 0:
+            return _nothing(size)
         self._reads.enter()
+        self._want(size)
         try:
             while len(self._buffer) < size:
-                if not self._more():
+                if not await self._more():
                     raise asyncio.IncompleteReadError(self._take(size), size)
-                await self._reads.wait(len(self._buffer))
             return self._take(size)
         finally:
+            self._wanted = 0
             self._reads.busy = False
 
     async def readuntil(self, separator: bytes = b"\n", limit: int = SLICE) -> bytes:
@@ -108,25 +121,30 @@ class Stream(Wired):
             asyncio.IncompleteReadError: the end came before; what there was is in `partial`.
             StreamTimeout, UsageError, OSError: see `read`.
         """
+        if not separator:
+            raise ValueError("the separator must not be empty")
         self._reads.enter()
+        self._want(limit)
         start = 0
         try:
-            while (found := self._buffer.find(separator, start)) < 0:
-                start = max(0, len(self._buffer) - len(separator) + 1)
+            while (found := self._buffer.find(separator, start, limit)) < 0:
                 if len(self._buffer) >= limit:
                     raise LimitExceeded(limit)
-                if not self._more():
+                start = max(0, len(self._buffer) - len(separator) + 1)
+                if not await self._more():
                     raise asyncio.IncompleteReadError(self._take(limit), None)
-                await self._reads.wait(len(self._buffer))
-            size = found + len(separator)
-            if size > limit:
-                raise LimitExceeded(limit)
-            return self._take(size)
+            return self._take(found + len(separator))
         finally:
             self._reads.busy = False
 
     def unread(self, data: bytes) -> None:
-        """Push bytes back: they come first with the next read."""
+        """Push bytes back: they come first with the next read.
+
+        Raises:
+            UsageError: another task reads, and would get them in the wrong place.
+        """
+        self._reads.enter()
+        self._reads.busy = False
         self._buffer[:0] = data
 
     def at_eof(self) -> bool:
@@ -138,13 +156,27 @@ class Stream(Wired):
         """Whether `read` would return at once. On an idle connection that is how its end shows."""
         return bool(self._buffer) or self._eof or self.closed
 
-    def _more(self) -> bool:
-        """Whether more may come; false at the end."""
+    async def _more(self) -> bool:
+        """Wait for more; false at the end."""
         if self._eof:
             return False
         if self.closed:
             raise self._failure()
+        self._resume()
+        await self._reads.wait(len(self._buffer))
         return True
+
+    def _resume(self) -> None:
+        if self._held and not self.closed:
+            self._held = False
+            self._transport.resume_reading()
+
+    def _want(self, size: int) -> None:
+        """So much is asked for in one piece: it must fit in, whatever is held back else."""
+        self._wanted = size
+        if self._held and len(self._buffer) <= size and not self.closed:
+            self._held = False
+            self._transport.resume_reading()
 
     def _take(self, most: int) -> bytes:
         buffer = self._buffer
@@ -154,20 +186,20 @@ class Stream(Wired):
         else:
             data = bytes(memoryview(buffer)[:most])
             del buffer[:most]
-        if self._held and len(buffer) <= _LOW and not self.closed:
-            self._held = False
-            self._transport.resume_reading()
+        if self._held and len(buffer) <= _LOW:
+            self._resume()
         return data
 
     # -- writing ---------------------------------------------------------------------------------
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes; returns when nearly all of them are with the kernel.
+        """Send bytes; returns when they are with the kernel, of TLS but for the last few.
 
         Raises:
-            StreamTimeout: the deadline has passed. How much was sent is in `sent`; the connection
-                can be written no more in a way that makes sense, and is aborted when it is closed.
-            UsageError: another task writes.
+            StreamTimeout: the deadline has passed. Its `moved` bytes are on their way: with a later
+                deadline `write(data[error.moved:])` goes on. Otherwise the connection makes no
+                sense any more, and is reset when it is closed.
+            UsageError: another task writes, or there was a `write_eof`.
             OSError: the connection is lost.
         """
         side = self._writes
@@ -175,24 +207,41 @@ class Stream(Wired):
         try:
             view = memoryview(data).cast("B")
             for start in range(0, len(view), SLICE):
-                while self._full and not self.closed:
-                    await self._drained(start)
-                if self.closed:
-                    raise self._failure()
-                part = view[start : start + SLICE]
-                self._transport.write(part)
-                self._written += len(part)
-            while self._full and not self.closed:
-                await self._drained(len(view))
+                await self._room(start)
+                self.write_soon(data if len(view) <= SLICE else view[start : start + SLICE])
+            await self._room(len(view))
+            self._stalled = False
         finally:
             side.busy = False
 
-    async def _drained(self, moved: int) -> None:
+    def write_soon(self, data: bytes | bytearray | memoryview) -> None:
+        """Hand bytes over without waiting, however many wait to be sent already; see `drain`.
+
+        Raises:
+            UsageError: there was a `write_eof`.
+            OSError: the connection is lost.
+        """
+        if self.closed:
+            raise self._failure()
+        if self._half:
+            raise UsageError(f"written to {self.peer} after write_eof()")
+        # What does not fit into the kernel is kept, and whoever wrote it may change it meanwhile.
+        fixed = data if type(data) is bytes else bytes(data)
+        self._written += len(fixed)
+        self._transport.write(fixed)
+
+    async def drain(self) -> None:
+        """Wait until what was written is with the kernel.
+
+        Raises:
+            StreamTimeout, UsageError, OSError: see `write`.
+        """
+        self._writes.enter()
         try:
-            await self._writes.wait(moved)
-        except BaseException:
-            self._stalled = True
-            raise
+            await self._room(0)
+            self._stalled = False
+        finally:
+            self._writes.busy = False
 
     async def write_eof(self, linger: Duration = NEVER) -> None:
         """Say that nothing more is sent; the peer may go on.
@@ -202,12 +251,29 @@ class Stream(Wired):
                 kernel waits for the other side without a limit.
 
         Raises:
-            UsageError: TLS cannot do that.
+            UsageError: TLS cannot do that. Or another task writes.
+            StreamTimeout, OSError: see `write`.
         """
+        await self.drain()
+        self.end_writing(linger)
+
+    def end_writing(self, linger: Duration = NEVER) -> None:
+        """The same without waiting: it is said when all is sent that was written before."""
         if self._tls:
             raise UsageError("a TLS connection cannot be closed in one direction only")
         if self.closed:
             raise self._failure()
+        self._half = True
         self._transport.write_eof()
         if linger != NEVER:
-            self._alarms.append(self.driver.alarm(self.driver.now() + linger, self.abort))
+            self._ring(self.driver.now() + linger, self._lingered)
+
+    def _lingered(self) -> None:
+        self._error = StreamTimeout("lingering read", self.peer)
+        self.abort()
+
+
+def _nothing(size: int) -> bytes:
+    if size < 0:
+        raise ValueError(f"cannot read {size} bytes")
+    return b""

@@ -1,21 +1,26 @@
 """Streams in the form that asyncio's have: the same calls, and every one ends with its scope.
 
-reader, writer = await open_connection("orders.local", 6379)
-writer.write(b"PING\\r\\n")
-await writer.drain()
-answer = await reader.readline()
-writer.close()
-await writer.wait_closed()              # within a second, also when a TLS peer is silent
+    reader, writer = await open_connection("orders.local", 6379)
+    writer.write(b"PING\\r\\n")
+    answer = await reader.readline()
+    writer.close()
+    await writer.wait_closed()              # within a second, also when a TLS peer is silent
+
+What differs: deadlines can be set, a read or a `drain` that is given up loses nothing, a connection
+whose peer takes nothing any more is gone some seconds after `close` and not never, and a line that
+is too long is a `LimitExceeded`, a `ValueError`, from `readuntil` as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl as tls_module
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from holdfast.domain.instant import Instant
+from holdfast.domain.errors import LimitExceeded
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.net.dial import Dialer
 from holdfast.runtime.net.stream import Stream
 from holdfast.runtime.tasks import aside
@@ -23,6 +28,9 @@ from holdfast.runtime.tasks import aside
 __all__ = ["Reader", "Writer", "open_connection", "start_server"]
 
 _LIMIT: Final = 65_536
+_PATIENCE: Final[Duration] = 5.0
+_HANDSHAKE: Final[Duration] = 10.0
+_log: Final = logging.getLogger("holdfast.runtime")
 
 
 class Reader:
@@ -45,20 +53,28 @@ class Reader:
         if n >= 0:
             return await self.stream.read(n) if n else b""
         whole = bytearray()
-        while part := await self.stream.read():
-            whole += part
+        try:
+            while part := await self.stream.read():
+                whole += part
+        except BaseException:
+            self.stream.unread(bytes(whole))
+            raise
         return bytes(whole)
 
     async def readline(self) -> bytes:
         """One line with its end; what there is when the end comes first.
 
         Raises:
-            ValueError: the line is longer than the limit of the reader.
+            LimitExceeded: the line is longer than the limit of the reader, and so much of it is
+                dropped: whoever goes on comes to its end. Also a `ValueError`.
         """
         try:
             return await self.readuntil(b"\n")
         except asyncio.IncompleteReadError as exc:
             return exc.partial
+        except LimitExceeded:
+            await self.stream.read(self._limit)  # it is there, so nothing is waited for
+            raise
 
     async def readexactly(self, n: int) -> bytes:
         """`n` bytes.
@@ -98,62 +114,58 @@ class Writer:
         stream: what it writes.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, server_side: bool = False) -> None:
         self.stream = stream
-        self._waiting = bytearray()
-        self._closing = False
+        self._server_side = server_side
+        self._draining = asyncio.Lock()
 
     def set_deadline(self, at: Instant) -> None:
         """See `Stream.set_write_deadline`."""
         self.stream.set_write_deadline(at)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes with the next `drain`, or with the close."""
-        self._waiting += data
+        """Send bytes. What the kernel does not take at once is kept; `drain` waits for it.
 
-    def writelines(self, data: Iterable[bytes]) -> None:
+        After the connection is lost nothing happens; `drain` says so.
+        """
+        if not self.stream.closed:
+            self.stream.write_soon(data)
+
+    def writelines(self, data: Iterable[bytes | bytearray | memoryview]) -> None:
         """The same for several."""
-        for part in data:
-            self.write(part)
+        self.write(b"".join(data))
 
     async def drain(self) -> None:
-        """Send what was written, and wait until nearly all of it is with the kernel.
+        """Wait until what was written is with the kernel. Several tasks may.
 
         Raises:
-            StreamTimeout, OSError: see `Stream.write`.
+            StreamTimeout, OSError: see `Stream.drain`.
         """
-        data, self._waiting = bytes(self._waiting), bytearray()
-        await self.stream.write(data)
+        async with self._draining:
+            await self.stream.drain()
 
     def can_write_eof(self) -> bool:
         """Whether `write_eof` works: not with TLS."""
         return self.stream.get_extra_info("ssl_object") is None
 
-    async def write_eof(self) -> None:
-        """Say that nothing more is sent."""
-        await self.drain()
-        await self.stream.write_eof()
+    def write_eof(self) -> None:
+        """Say that nothing more is sent, when all is sent that was written before."""
+        self.stream.end_writing()
 
     def close(self) -> None:
-        """Close soon; `wait_closed` waits for it."""
-        if not self._closing:
-            self._closing = True
-            aside(self._close(), name="holdfast close")
+        """Begin to close; `wait_closed` waits for it.
 
-    async def _close(self) -> None:
-        try:
-            if self._waiting and not self.stream.closed:
-                await self.drain()
-        except OSError:
-            self.stream.abort()  # nobody is there any more who could be sent what is left
-        await self.stream.aclose()
+        What is still to be sent is sent, unless the peer takes nothing of it for some seconds.
+        """
+        self.stream.close(_PATIENCE)
 
     def is_closing(self) -> bool:
         """Whether it is closed, or being closed."""
-        return self._closing or self.stream.closed
+        return self.stream.closed
 
     async def wait_closed(self) -> None:
-        """Wait until it is closed: a second at most."""
+        """Wait until it is closed, see `close`; ends with the scope around it, and drops the rest
+        then."""
         self.close()
         await self.stream.aclose()
 
@@ -164,9 +176,9 @@ class Writer:
     async def start_tls(
         self, sslcontext: tls_module.SSLContext, *, server_hostname: str | None = None
     ) -> None:
-        """Speak TLS from here on, as a client; see `Stream.start_tls`."""
+        """Speak TLS from here on; see `Stream.start_tls`."""
         await self.drain()
-        await self.stream.start_tls(sslcontext, server_hostname)
+        await self.stream.start_tls(sslcontext, server_hostname, server_side=self._server_side)
 
 
 async def open_connection(
@@ -199,15 +211,24 @@ async def open_connection(
 
 async def start_server(
     serve: Callable[[Reader, Writer], Awaitable[None]],
-    host: str,
-    port: int,
+    host: str | None = None,
+    port: Any = None,
     *,
     ssl: tls_module.SSLContext | None = None,
     limit: int = _LIMIT,
+    **options: Any,
 ) -> asyncio.Server:
     """Listen, and await `serve` for each connection in a task of its own.
 
     The connection is closed when `serve` returns, and aborted when it fails.
+
+    Args:
+        serve: gets a reader and a writer.
+        host: where to listen; none for all addresses, or with `sock` among the options.
+        port: a TCP port; zero for one that is free.
+        ssl: speak TLS. A peer has ten seconds for its handshake.
+        limit: bytes that a line may have.
+        options: of `loop.create_server`: `backlog`, `reuse_port`, `sock`, ...
 
     Raises:
         OSError: the address cannot be listened on.
@@ -215,14 +236,24 @@ async def start_server(
 
     async def one(stream: Stream) -> None:
         async with stream:
-            if ssl is not None:
-                await stream.start_tls(ssl, server_side=True)
-            writer = Writer(stream)
+            if ssl is not None and not await _shaken(stream, ssl):
+                return
+            writer = Writer(stream, server_side=True)
             await serve(Reader(stream, limit), writer)
-            if not writer.is_closing():
-                await writer.drain()
+            writer.close()
 
     def accepted() -> asyncio.Protocol:
         return Stream.accepting(lambda stream: aside(one(stream), name="holdfast connection"))
 
-    return await asyncio.get_running_loop().create_server(accepted, host, port)
+    return await asyncio.get_running_loop().create_server(accepted, host, port, **options)
+
+
+async def _shaken(stream: Stream, context: tls_module.SSLContext) -> bool:
+    stream.set_deadline(stream.driver.now() + _HANDSHAKE)
+    try:
+        await stream.start_tls(context, server_side=True)
+    except OSError as exc:  # anybody may knock, and speak no TLS
+        _log.info("no TLS with %s: %s", stream.peer, exc)
+        return False
+    stream.set_deadline(NEVER)
+    return True

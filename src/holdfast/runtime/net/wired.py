@@ -13,19 +13,24 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from holdfast.domain.errors import StreamTimeout, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.driver import driver_of
-from holdfast.runtime.net.side import Side
+from holdfast.runtime.net.side import Direction, Side
+from holdfast.runtime.net.wires import Wire, name_of
 from holdfast.runtime.timers import Alarm
 
 __all__ = ["CLOSING", "RESET", "SLICE", "Wired"]
 
 CLOSING: Final[Duration] = 1.0
-"""Seconds that closing may wait for the peer: for what is still to be sent, and for its
-close_notify."""
+"""Seconds that closing may wait for the peer: for its close_notify, and while it takes nothing of
+what is still to be sent."""
+
+_OURS: Final[Duration] = 3600.0
+"""Seconds after which the loop gives up on a TLS connection that is being closed: we do before. It
+counts what is still to be sent as well."""
 
 HIGH: Final = 262_144
 SLICE: Final = 65_536
@@ -33,32 +38,28 @@ RESET: Final = struct.pack("ii", 1, 0)
 """A value of `SO_LINGER`: closing drops what was not sent, and resets the connection."""
 
 
-class _Wire(asyncio.Protocol):
-    """What the loop tells of a connection, handed to its stream."""
+class _Closing:
+    """Whether the peer still takes what is to be sent to it.
 
-    def __init__(self, stream: Wired) -> None:
-        self._stream = stream
-        self.started: Callable[[Any], object] | None = None
+    Args:
+        patience: seconds in which it may take nothing.
+        now: when closing began.
+        left: bytes that were to be sent then.
+    """
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self.started is not None:
-            self._stream.take(transport)
-            self.started(self._stream)
+    __slots__ = ("_at", "_left", "_patience")
 
-    def data_received(self, data: bytes) -> None:
-        self._stream.arrived(data)
+    def __init__(self, patience: Duration, now: Instant = 0.0, left: int = 0) -> None:
+        self._patience = patience
+        self._at = now
+        self._left = left
 
-    def eof_received(self) -> bool:
-        return self._stream.ended()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stream.lost(exc)
-
-    def pause_writing(self) -> None:
-        self._stream.full(True)
-
-    def resume_writing(self) -> None:
-        self._stream.full(False)
+    def goes_on(self, now: Instant, left: int) -> bool:
+        """Whether to wait on, with `left` bytes still to be sent."""
+        if left < self._left:
+            self._left, self._at = left, now
+            return True
+        return left > 0 and now < self._at + self._patience
 
 
 class Wired:
@@ -78,17 +79,21 @@ class Wired:
         self.closed = False
         self._thread = threading.get_ident()
         self._transport: Any = None
-        self._wire = _Wire(self)
+        self._lower: list[Any] = []
+        self._wire = Wire(self)
         self._reads = Side(self, "read")
         self._writes = Side(self, "write")
         self._buffer = bytearray()
-        self._written = self._dropped = 0
-        self._eof = self._full = self._held = self._stalled = self._tls = False
+        self._written = self._dropped = self._wanted = 0
+        self._eof = self._full = self._held = self._stalled = self._tls = self._half = False
         self._error: BaseException | None = None
         self._gone: asyncio.Future[None] = self.loop.create_future()
+        self._closing = _Closing(CLOSING)
+        self._handshake: Alarm | None = None
+        self._shaking = False
         self._alarms: list[Alarm] = []
         if forced_break != NEVER:
-            self._alarms.append(self.driver.alarm(forced_break, self._break))
+            self._ring(forced_break, self._break)
 
     @classmethod
     async def over(
@@ -112,17 +117,17 @@ class Wired:
         Raises:
             OSError, ssl.SSLError: it does not work.
         """
-        stream = cls(_name_of(sock), forced_break)
+        stream = cls(name_of(sock), forced_break)
         try:
-            stream._transport, _ = await stream.loop.create_connection(
-                lambda: stream._wire, sock=sock
-            )
+            stream.take((await stream.loop.create_connection(lambda: stream._wire, sock=sock))[0])
         except BaseException:
             # The loop's transport closes the socket when it has got as far as one; that is no harm.
             sock.close()
             stream.lost(None)
             raise
-        stream._transport.set_write_buffer_limits(high=SLICE)
+        if stream._error is not None:  # the instant of the forced break came first
+            stream.abort()
+            raise stream._error
         if tls is not None:
             await stream.start_tls(tls, server_hostname)
         return stream
@@ -137,9 +142,11 @@ class Wired:
     def take(self, transport: Any) -> None:
         """The connection is there."""
         self._transport = transport
-        transport.set_write_buffer_limits(high=SLICE)
-        sock = transport.get_extra_info("socket")
-        self.peer = "nobody" if sock is None else _name_of(sock)
+        # What is written is written when the kernel has it, and not when there is a copy of it.
+        transport.set_write_buffer_limits(high=0)
+        if self.peer == "nobody":
+            sock = transport.get_extra_info("socket")
+            self.peer = "nobody" if sock is None else name_of(sock)
 
     async def start_tls(
         self,
@@ -151,37 +158,90 @@ class Wired:
         """Speak TLS from here on. The connection is aborted when that fails or is cancelled.
 
         Raises:
+            StreamTimeout: one of the deadlines has passed.
             ssl.SSLError, OSError: the handshake failed.
             UsageError: the peer has sent plain bytes that nobody has read: somebody could have put
-                them there.
+                them there. Or another task reads or writes.
         """
+        if self.closed:
+            raise self._failure()
         if self._buffer:
             self.abort()
             raise UsageError(f"{self.peer} sent plain bytes before its TLS handshake")
-        raw = self._transport
-        self._tls = True
+        self._reads.enter()
         try:
-            self._transport = await self.loop.start_tls(
+            self._writes.enter()
+            try:
+                await self._shake(context, server_hostname, server_side)
+            finally:
+                self._writes.busy = False
+        finally:
+            self._reads.busy = False
+
+    async def _shake(
+        self, context: ssl.SSLContext, server_hostname: str | None, server_side: bool
+    ) -> None:
+        raw = self._transport
+        self._shaking = self._tls = True
+        self._bound_handshake()
+        try:
+            # The loop takes the protocol away, and would tell the wrong one that there is room.
+            await self._room(0)
+            made = await self.loop.start_tls(
                 raw,
                 self._wire,
                 context,
                 server_side=server_side,
                 server_hostname=server_hostname,
-                ssl_shutdown_timeout=CLOSING,
+                ssl_shutdown_timeout=_OURS,
             )
-        except BaseException:
-            self.closed = True
-            raw.abort()
+            if made is None:
+                raise ConnectionResetError(f"{self.peer} went away during the TLS handshake")
+        except BaseException as exc:
+            self.abort()
+            forced, ours = self._error, isinstance(exc, OSError)
             self.lost(None)
+            if ours and forced is not None and exc is not forced:
+                raise forced from exc
             raise
-        if self._transport is None:
-            raise ConnectionResetError(f"{self.peer} went away during the TLS handshake")
-        self._transport.set_write_buffer_limits(high=SLICE)
+        finally:
+            self._shaking = False
+            self._bound_handshake()
+        self._lower.append(raw)
+        self._transport = made
+        made.set_write_buffer_limits(high=1, low=0)  # with 0, this one is full when it is empty
+
+    def _bound_handshake(self) -> None:
+        alarm, self._handshake = self._handshake, None
+        if alarm is not None:
+            self.driver.drop(alarm)
+        at = min(self._reads.at, self._writes.at)
+        if self._shaking and at != NEVER:
+            self._handshake = self.driver.alarm(at, self._handshake_late)
+
+    def _handshake_late(self) -> None:
+        self._error = StreamTimeout("TLS handshake", self.peer)
+        self.abort()
 
     def _break(self) -> None:
-        if not self.closed:
+        if not self._gone.done():
             self._error = StreamTimeout("forced break", self.peer)
             self.abort()
+
+    def _ring(self, at: Instant, call: Callable[[], object]) -> None:
+        """Call at `at`, unless the connection is gone by then."""
+        self._alarms.append(self.driver.alarm(at, call))
+
+    async def _room(self, moved: int) -> None:
+        """Wait until everything that was written is with the kernel."""
+        while self._full and not self.closed:
+            try:
+                await self._writes.wait(moved)
+            except BaseException:
+                self._stalled = True
+                raise
+        if self.closed:
+            raise self._failure()
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -193,35 +253,49 @@ class Wired:
         """
         if self._gone.done() or self._transport is None:
             return
-        self._dropped = self._unsent()
+        self._dropped = max(self._dropped, self._unsent())
         self.closed = True
         sock = self._transport.get_extra_info("socket")
         if reset and sock is not None and sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self._transport.abort()
+        # Not the TLS transport: when that is closing already it does not hear.
+        (self._lower[0] if self._lower else self._transport).abort()
         self._reads.wake()
         self._writes.wake()
 
-    async def aclose(self) -> None:
-        """Close in good order, within a second; at once after a write that stalled."""
-        if self._gone.done():
+    def close(self, patience: Duration = CLOSING) -> None:
+        """Begin to close in good order; at once after a write that has stalled. `aclose` waits.
+
+        Args:
+            patience: seconds in which the peer may take nothing of what is still to be sent, before
+                the rest is dropped. For its close_notify it has a second.
+        """
+        if self.closed:
             return
-        if self._stalled or self.closed:
-            self.abort(reset=self._stalled)
+        if self._stalled:
+            self.abort(reset=True)
+            return
+        self.closed = True
+        self._closing = _Closing(patience, self.driver.now(), self._unsent())
+        self._transport.close()
+        self._reads.wake()
+        self._writes.wake()
+        self._ring(self.driver.now() + CLOSING, self._hurry)
+
+    def _hurry(self) -> None:
+        now, left = self.driver.now(), self._unsent()
+        if self._writes.at > now and self._closing.goes_on(now, left):
+            self._ring(now + CLOSING, self._hurry)
         else:
-            self.closed = True
-            self._transport.close()
-            self._reads.wake()
-            self._writes.wake()
-            alarm = self.driver.alarm(self.driver.now() + CLOSING, self.abort)
-            try:
-                await asyncio.shield(self._gone)
-            finally:
-                self.driver.drop(alarm)
-                if not self._gone.done():
-                    self.abort()
-            return
-        await asyncio.shield(self._gone)
+            self.abort()
+
+    async def aclose(self) -> None:
+        """Close in good order, see `close`, and wait until the connection is gone."""
+        self.close()
+        try:
+            await asyncio.shield(self._gone)
+        finally:
+            self.abort()  # when it is cancelled; else there is nothing to abort
 
     async def __aenter__(self) -> Self:
         return self
@@ -237,10 +311,9 @@ class Wired:
         return max(0, self._written - self._unsent())
 
     def _unsent(self) -> int:
-        if self.closed or self._transport is None:  # a TLS transport that is gone cannot tell
-            return self._dropped
-        waiting: int = self._transport.get_write_buffer_size()
-        return waiting
+        if self._gone.done() or self._dropped or self._transport is None:
+            return self._dropped  # a TLS transport that is gone cannot tell
+        return sum(t.get_write_buffer_size() for t in (self._transport, *self._lower))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What the loop's transport knows: `socket`, `peername`, `ssl_object`, ..."""
@@ -248,7 +321,7 @@ class Wired:
 
     def _failure(self) -> BaseException:
         if self._error is not None:
-            return self._error
+            return self._error.with_traceback(None)
         return ConnectionAbortedError(f"the stream to {self.peer} is closed")
 
     def __repr__(self) -> str:
@@ -257,11 +330,15 @@ class Wired:
 
     def has_arrived(self) -> bool:
         """Whether bytes are in the kernel that the loop has not handed over yet."""
+        return self.is_ready("read")
+
+    def is_ready(self, direction: Direction) -> bool:
+        """Whether the kernel has bytes, or room, that the loop does not know of yet."""
         sock = None if self.closed else self._transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return False
         poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
+        poll.register(sock.fileno(), select.POLLIN if direction == "read" else select.POLLOUT)
         return bool(poll.poll(0))
 
     # -- told by the loop ------------------------------------------------------------------------
@@ -270,7 +347,8 @@ class Wired:
         """Bytes came."""
         self.received += len(data)
         self._buffer += data
-        if len(self._buffer) > HIGH and not self._held:
+        # One who waits needs more than there is, however much that may be.
+        if len(self._buffer) > HIGH and not self._held and not self._reads.waiting:
             self._held = True
             self._transport.pause_reading()
         self._reads.wake()
@@ -301,14 +379,3 @@ class Wired:
         self._full = full
         if not full:
             self._writes.wake()
-
-
-def _name_of(sock: socket.socket) -> str:
-    try:
-        name = sock.getpeername()
-    except OSError:
-        return "nobody"
-    if isinstance(name, tuple):
-        host, port = (str(part) for part in cast("tuple[object, ...]", name)[:2])
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(name) or "a socket without a name"
