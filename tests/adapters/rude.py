@@ -26,6 +26,7 @@ class Rude:
     Args:
         tls: to speak TLS; a context of a server.
         silent_tls: whether the handshake gets no answer.
+        trickled_tls: whether it gets its answer one byte at a time.
 
     Attributes:
         port: on 127.0.0.1.
@@ -33,9 +34,16 @@ class Rude:
         open: connections that are open.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, *, silent_tls: bool = False) -> None:
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        silent_tls: bool = False,
+        trickled_tls: bool = False,
+    ) -> None:
         self._tls = tls
         self._silent = silent_tls
+        self._trickled = trickled_tls
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
@@ -44,7 +52,7 @@ class Rude:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        scheme = "https" if self._tls or self._silent else "http"
+        scheme = "https" if self._tls or self._silent or self._trickled else "http"
         return f"{scheme}://{host}:{self.port}{path}"
 
     def __enter__(self) -> Rude:
@@ -84,6 +92,10 @@ class Rude:
         try:
             if self._silent:
                 self._hold(sock)
+            elif self._trickled:
+                sock.sendall(b"\x16\x03\x03\x10\x00\x02")  # of a record with 4096 bytes
+                while not self._over.wait(PACE):
+                    sock.sendall(b"\x00")
             elif self._tls is not None:
                 sock = self._tls.wrap_socket(plain, server_side=True)
                 self.open.discard(plain)
@@ -161,11 +173,18 @@ class Rude:
 
 
 class FullQueue:
-    """A port whose accept queue is full: Linux drops what knocks, as a firewall would."""
+    """A port whose accept queue is full: Linux drops what knocks, as a firewall would.
+
+    Args:
+        address: of this host; the empty text for all of them, which share one queue.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
 
     def __enter__(self) -> FullQueue:
         self._listener = socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.bind((self._address, 0))
         self._listener.listen(0)
         self.port: int = self._listener.getsockname()[1]
         self._fill = []

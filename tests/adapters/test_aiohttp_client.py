@@ -9,13 +9,13 @@ import io
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 import trustme
+from aiohttp import web
 
 import holdfast
 from holdfast.adapters.aiohttp import instrument, uninstrument
@@ -26,45 +26,16 @@ from holdfast.domain.phases import Phase, Shares, Trail
 from holdfast.ports.lookup import Done
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.net.resolver import Resolver
+from tests.adapters.aiohttp_calls import BUDGET, ENDED, ENVOY, Known, client, late, text
 from tests.adapters.rude import FullQueue, Rude
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time("asyncio", "uvloop")]
-
-BUDGET = 0.25
-ENDED = 5.0
-"""Seconds that tell "it ended" from "it never does", on a busy machine too."""
 
 
 @pytest.fixture(scope="module", name="rude")
 def rude_server() -> Iterator[Rude]:
     with Rude() as rude:
         yield rude
-
-
-@asynccontextmanager
-async def client(connector: Any = None, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(connector=connector) as session:
-        yield instrument(session, **options)
-
-
-async def text(session: aiohttp.ClientSession, url: str, **options: Any) -> str:
-    async with session.get(url, **options) as response:
-        return await response.text()
-
-
-async def late(call: Callable[[], Awaitable[object]], phase: Phase) -> holdfast.DeadlineExceeded:
-    began = monotonic()
-    with pytest.raises(holdfast.DeadlineExceeded) as caught:
-        async with holdfast.timeout(BUDGET):
-            await call()
-    assert monotonic() - began < ENDED
-    error = caught.value
-    assert error.phase is phase, error
-    assert error.trail is not None
-    assert error.trail.event == phase.event
-    assert phase.event in str(error)
-    assert classify(error) is Fault.TIMED_OUT
-    return error
 
 
 @pytest.mark.parametrize(
@@ -123,6 +94,24 @@ async def test_a_tls_handshake_without_an_answer() -> None:
         async with client() as session:
             await late(lambda: text(session, silent.url("/")), Phase.TLS)
         assert await asyncio.to_thread(silent.settled)
+
+
+async def test_a_tls_handshake_in_drops() -> None:
+    with Rude(trickled_tls=True) as slow:
+        async with client() as session:
+            await late(lambda: text(session, slow.url("/")), Phase.TLS)
+        assert await asyncio.to_thread(slow.settled)
+
+
+async def test_addresses_none_of_which_answers() -> None:
+    with FullQueue("") as full:
+        resolver = Resolver(Known("127.0.0.1", "127.0.0.2", "127.0.0.3"))
+        async with client(resolver=resolver) as session:
+            url = f"http://orders.internal:{full.port}/"
+            error = await late(lambda: text(session, url), Phase.CONNECT)
+    assert error.trail is not None
+    assert {attempt.result for attempt in error.trail.attempts} == {"timeout"}
+    assert len({attempt.address for attempt in error.trail.attempts}) >= 2
 
 
 async def test_a_proxy_that_never_connects(rude: Rude) -> None:
@@ -229,7 +218,11 @@ async def test_a_hop_that_ran_out_of_time(rude: Rude) -> None:
         with pytest.raises(holdfast.DeadlineExceeded) as caught:
             await text(session, rude.url("/spent"))
         assert caught.value.cause.origin.hop == "orders"
+        with pytest.raises(holdfast.DeadlineExceeded):
+            await text(session, rude.url("/spent"), raise_for_status=True)
         instrument(session, raise_for_deadline=False)
+        with pytest.raises(aiohttp.ClientResponseError):
+            await text(session, rude.url("/spent"), raise_for_status=True)
         async with session.get(rude.url("/spent")) as response:
             assert response.status == 504
 
@@ -275,6 +268,38 @@ async def test_tls_for_real() -> None:
             with pytest.raises(aiohttp.ClientConnectorCertificateError) as untrusted:
                 await text(session, url)
             assert classify(untrusted.value) is Fault.TLS
+
+
+async def test_a_web_socket_outlives_the_scope_that_opened_it() -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        opened = web.WebSocketResponse()
+        await opened.prepare(request)
+        async for message in opened:
+            await opened.send_str(f"{message.data}, {request.headers.get(ENVOY)}")
+        return opened
+
+    app = web.Application()
+    app.router.add_get("/", echo)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with client() as session:
+        async with holdfast.timeout(0.4):
+            opened = await session.ws_connect(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+        await asyncio.sleep(0.5)
+        await opened.send_str("hello")
+        said = await opened.receive_str(timeout=ENDED)
+        assert said.startswith("hello, ")
+        assert int(said.removeprefix("hello, ")) <= 400
+        await opened.close()
+    await runner.cleanup()
+
+
+async def test_what_is_wrong_with_a_url_is_said_by_aiohttp() -> None:
+    async with client() as session:
+        for url in ("http://[", "nothing", "ftp://orders/"):
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(url)
 
 
 async def test_random_cancellations_leave_a_pool_that_serves(rude: Rude) -> None:

@@ -9,6 +9,7 @@
             order = await response.json()                               # and ends when it is spent
 
     client, connecting   the carrier of a `ClientSession`
+    connector            the part of it that fits into any session
     carrier              the carrier of an `aiohttp.web` application
     server               its server as a component of a host
 
@@ -18,5 +19,6 @@ What belongs here: what crosses between aiohttp and Holdfast. What does not: ret
 from __future__ import annotations
 
 from holdfast.adapters.aiohttp.client import instrument, uninstrument
+from holdfast.adapters.aiohttp.connector import HoldfastConnector
 
-__all__ = ["instrument", "uninstrument"]
+__all__ = ["HoldfastConnector", "instrument", "uninstrument"]

@@ -19,17 +19,18 @@ from aiohttp import ClientRequest, ClientResponse
 from aiohttp.helpers import BaseTimerContext
 
 from holdfast.adapters.aiohttp.connecting import CURRENT, Dialled
+from holdfast.adapters.aiohttp.connector import HoldfastConnector
 from holdfast.adapters.aiohttp.errors import ERRORS
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Phase, Shares
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.ports.trails import TrailObserver
-from holdfast.runtime.ambient import deadline_at
 from holdfast.runtime.net.phased import blamed
 from holdfast.runtime.net.resolver import Resolver, default_resolver
 from holdfast.runtime.net.wired import RESET
 from holdfast.runtime.outbound import PEEK, Call, Options, Outbound
+from holdfast.runtime.scope import Scope
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -37,6 +38,11 @@ S = TypeVar("S", bound=aiohttp.ClientSession)
 
 _MARK: Final = "_holdfast_undo"
 _ABSENT: Final = object()
+_WITHOUT_TLS: Final = tuple(
+    phase
+    for phase in Phase
+    if phase is not Phase.TLS and phase not in (Phase.GRPC_HEADER, Phase.GRPC_MESSAGE)
+)
 _BEHIND: Final[Duration] = 0.01
 """Seconds that aiohttp's timer is behind the limit, so that the scope around a call is first."""
 
@@ -65,7 +71,8 @@ def instrument(
     A deadline of a scope around the call ends that scope, as always: by cancelling the call.
 
     Args:
-        session: of aiohttp, with a `TCPConnector` or a `UnixConnector`.
+        session: of aiohttp, with a `TCPConnector`, whose `socket_factory` is not used then, or a
+            `UnixConnector`.
         service: name of the service that is called; the host when empty.
         wire: which headers are sent.
         refuse_below: seconds; a call with less left is refused before it is sent.
@@ -73,7 +80,8 @@ def instrument(
         raise_for_deadline: whether a 504 of a hop that ran out of time is raised, or returned.
         shares: how the budget is divided over the phases.
         observer: is told of every call.
-        resolver: who looks names up; the one of the process when none is given.
+        resolver: who looks names up; that of a `HoldfastConnector`, or else the one of the process,
+            when none is given.
 
     Raises:
         TypeError: `session` is something else.
@@ -84,12 +92,10 @@ def instrument(
     outbound = Outbound(options, ERRORS)
     subject: Any = session
     connector: Any = session.connector
-    dialled = Dialled(connector, resolver or default_resolver())
-    for name, method in dialled.methods().items():
-        _set(connector, name, method)
-    if dialled.names is not None:
-        _set(connector, "_resolver", dialled.names)
-        _set(connector, "_use_dns_cache", False)  # ours knows how long an answer is good for
+    if not isinstance(connector, HoldfastConnector):
+        dialled = Dialled(connector, resolver or default_resolver())
+        for name, value in dialled.fields().items():
+            _set(connector, name, value)
     _set(subject, "_request_class", _variant(_Request, subject._request_class))
     _set(subject, "_response_class", _variant(_Response, subject._response_class))
     _set(subject, "_request", _requesting(subject, subject._request, outbound))
@@ -140,11 +146,15 @@ def _variant(ours: type, theirs: type) -> type:
 
 def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> Callable[..., Any]:
     async def request(method: str, str_or_url: Any, **kwargs: Any) -> Any:
-        call = _call(session, outbound, method, str_or_url)
+        try:
+            url = session._build_url(str_or_url)
+        except ValueError:
+            return await inner(method, str_or_url, **kwargs)  # which says what is wrong with it
+        call = _Call(outbound, method.upper(), url)
         token = CURRENT.set(call)
         try:
             call.admit()
-            async with deadline_at(call.limit, name=call.name):
+            async with Scope(call.name):
                 if call.limit != NEVER:
                     kwargs["timeout"] = _bounded(session, kwargs.get("timeout"), call.left)
                 try:
@@ -154,10 +164,9 @@ def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> 
                     raise
                 response.watch(call)
                 await _look(call, response)
-        except (aiohttp.ClientError, OSError) as exc:
+        except Exception as exc:
             call.drop()
-            late = isinstance(exc, TimeoutError) and exc.errno is None
-            error = exc if isinstance(exc, HoldfastError) else call.explained(exc, late=late)
+            error = _explained(call, exc)
             call.done(error)
             if error is exc:
                 raise
@@ -173,17 +182,36 @@ def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> 
     return request
 
 
+def _explained(call: Call, exc: Exception) -> Exception:
+    if isinstance(exc, HoldfastError):
+        return exc
+    if isinstance(exc, aiohttp.ClientResponseError) and exc.status >= 400 and exc.headers:
+        # `raise_for_status` of the session was faster than we.
+        try:
+            call.observe(exc.status, exc.headers)
+        except HoldfastError as error:
+            return error
+    return call.explained(exc, late=isinstance(exc, TimeoutError) and exc.errno is None)
+
+
 class _Call(Call):
     """A call, and the transport that it was sent by last."""
 
-    __slots__ = ("transport",)
+    __slots__ = ("answers", "transport")
 
-    transport: Any
+    def __init__(self, outbound: Outbound, method: str, url: Any) -> None:
+        scheme, path = url.scheme, url.raw_path
+        target = f"{scheme}://{url.raw_authority.rpartition('@')[2]}{path}"
+        super().__init__(outbound, method, url.host or "", path, target)
+        if scheme != "https":
+            self.trail.route = _WITHOUT_TLS
+        self.answers = 0
+        self.transport: Any = None
 
     def drop(self) -> None:
         """It has failed: what it has not sent is dropped. aiohttp closes, and that would wait for a
         peer which does not read, with a descriptor and all that is buffered, for ever."""
-        transport = getattr(self, "transport", None)
+        transport = self.transport
         if transport is None or not transport.is_closing():
             return
         if transport.get_write_buffer_size():
@@ -191,15 +219,6 @@ class _Call(Call):
             if sock is not None and sock.fileno() >= 0:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             transport.abort()
-
-
-def _call(session: Any, outbound: Outbound, method: str, str_or_url: Any) -> _Call:
-    url = session._build_url(str_or_url)
-    target = f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}{url.raw_path}"
-    call = _Call(outbound, method.upper(), url.host or "", url.raw_path, target)
-    if url.scheme != "https":
-        call.trail.route = tuple(phase for phase in call.trail.route if phase is not Phase.TLS)
-    return call
 
 
 def _bounded(session: Any, asked: Any, left: Duration) -> aiohttp.ClientTimeout:
@@ -235,15 +254,15 @@ class _Request(ClientRequest):
 
     async def send(self, conn: Any) -> ClientResponse:
         call = CURRENT.get()
-        if isinstance(call, _Call):
-            call.transport = conn.transport
+        if not isinstance(call, _Call):
+            return await super().send(conn)
+        call.transport = conn.transport
         response = await super().send(conn)
-        if call is not None:
-            writer: Any = self._writer
-            if writer is None or writer.done():
-                call.trail.begin(Phase.HEADER, call.now())
-            else:
-                writer.add_done_callback(partial(_sent, call))
+        writer: Any = self._writer
+        if writer is None or writer.done():
+            call.trail.begin(Phase.HEADER, call.now())
+        else:
+            writer.add_done_callback(partial(_sent, call))
         return response
 
 
@@ -259,7 +278,7 @@ class _Response(ClientResponse):
 
     async def start(self, connection: Any) -> ClientResponse:
         call = CURRENT.get()
-        if call is None:
+        if not isinstance(call, _Call):
             return await super().start(connection)
         protocol = connection.protocol
         read = protocol.read
@@ -276,8 +295,8 @@ class _Response(ClientResponse):
         finally:
             del protocol.read
         trail = call.trail
-        if any(step.phase is Phase.BODY for step in trail.steps):
-            trail.redirects += 1
+        trail.redirects = call.answers
+        call.answers += 1
         trail.begin(Phase.BODY, call.now())
         content: Any = response.content
         if not content.is_eof():

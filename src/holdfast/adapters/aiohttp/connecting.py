@@ -22,11 +22,11 @@ from holdfast.domain.phases import Ended, Phase
 from holdfast.runtime.ambient import deadline_at
 from holdfast.runtime.net.attempt import SocketOptions
 from holdfast.runtime.net.phased import within
-from holdfast.runtime.net.race import race
+from holdfast.runtime.net.race import connected
 from holdfast.runtime.net.resolver import Address, Resolver
 from holdfast.runtime.outbound import Call
 
-__all__ = ["CURRENT", "SEAMS", "Dialled", "seams_of"]
+__all__ = ["CURRENT", "SEAMS", "Dialled"]
 
 CURRENT: Final[ContextVar[Call | None]] = ContextVar("holdfast.aiohttp", default=None)
 """The call that the running task makes."""
@@ -38,6 +38,9 @@ SEAMS: Final = (
     "_wrap_create_connection",
 )
 """The methods of a `TCPConnector` that are replaced."""
+
+_OTHER_SEAMS: Final = ("connect", "_create_connection")
+"""And those of a connector for Unix sockets."""
 
 
 class _Names(AbstractResolver):
@@ -77,20 +80,25 @@ class Dialled:
 
     Args:
         connector: whose they are.
-        resolver: who looks names up; the connector's own when none is given.
+        resolver: who looks names up.
     """
 
-    def __init__(self, connector: Any, resolver: Resolver | None) -> None:
+    def __init__(self, connector: Any, resolver: Resolver) -> None:
         self._connector = connector
         self._inner: dict[str, Callable[..., Any]] = {
-            name: getattr(connector, name) for name in SEAMS if hasattr(connector, name)
+            name: getattr(connector, name)
+            for name in (SEAMS if hasattr(connector, SEAMS[-1]) else _OTHER_SEAMS)
         }
         before = getattr(connector, "_resolver", None)
-        self.names = None if resolver is None or before is None else _Names(resolver, before)
+        self._names = None if before is None else _Names(resolver, before)
 
-    def methods(self) -> dict[str, Callable[..., Any]]:
-        """By the name of what they replace."""
-        return {name: getattr(self, name.lstrip("_")) for name in self._inner}
+    def fields(self) -> dict[str, Any]:
+        """What takes whose place, by name: the methods, and who looks names up."""
+        fields = {name: getattr(self, name.lstrip("_")) for name in self._inner}
+        if self._names is not None:
+            fields["_resolver"] = self._names
+            fields["_use_dns_cache"] = False  # ours knows how long an answer is good for
+        return fields
 
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
         """A connection out of the pool, or a new one."""
@@ -104,8 +112,28 @@ class Dialled:
         connection = await self._inner["connect"](req, traces, timeout)
         trail.begin(Phase.REQUEST, call.now())
         # Waiting and connecting took from the budget, so what is left is worked out only now.
-        req.headers.update(call.joined(req.headers))
+        theirs = req.headers
+        ours = call.headers()
+        if any(name in theirs for name, _ in ours):
+            theirs.update(call.joined(theirs))
+        elif ours:
+            theirs.extend(ours)
         return connection
+
+    async def create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        """A connection over a Unix socket."""
+        call = CURRENT.get()
+        if call is None:
+            return await self._inner["_create_connection"](req, traces, timeout)
+        made = None
+        try:
+            async with within(call.trail, Phase.CONNECT):
+                made = await self._inner["_create_connection"](req, traces, timeout)
+        except BaseException:
+            if made is not None:
+                made.abort()
+            raise
+        return made
 
     async def create_proxy_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
         """A connection through a proxy, which is to connect to the host where TLS follows."""
@@ -188,24 +216,22 @@ class Dialled:
             local=str(local[0][4][0]) if local else "",
             attempt_delay=NEVER if delay is None else delay,
         )
-        async with within(call.trail, Phase.CONNECT, f"{len(addresses)} addresses") as phase:
-            sock = await race(addresses, trail=call.trail, until=phase.until, options=options)
+        sock = await connected(addresses, trail=call.trail, options=options)
         loop = asyncio.get_running_loop()
         if not kwargs.get("ssl"):
             return await loop.create_connection(*args, **kwargs, sock=sock)
         kwargs["ssl_shutdown_timeout"] = getattr(connector, "_ssl_shutdown_timeout", None) or 0.001
+        made = None
         try:
             async with within(call.trail, Phase.TLS):
-                return await loop.create_connection(*args, **kwargs, sock=sock)
+                made = await loop.create_connection(*args, **kwargs, sock=sock)
         except BaseException:
-            if sock.fileno() >= 0:
+            if made is not None:
+                made[0].abort()  # it was there a moment too late
+            elif sock.fileno() >= 0:
                 sock.close()  # the loop had not taken it yet
             raise
+        return made
 
 
 _TUNNEL: Final[ContextVar[Callable[[], None] | None]] = ContextVar("holdfast.tunnel", default=None)
-
-
-def seams_of(connector: Any) -> tuple[str, ...]:
-    """Which of the methods a connector has: one for Unix sockets has the first alone."""
-    return tuple(name for name in SEAMS if hasattr(connector, name))
