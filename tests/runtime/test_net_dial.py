@@ -19,6 +19,7 @@ from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Ended, Phase, Share
 from holdfast.runtime.ambient import now
 from holdfast.runtime.net.dial import Dialer, dial
 from holdfast.runtime.net.phased import within
+from holdfast.runtime.net.resolver import Resolver
 from tests.runtime.dialling import (
     HELLO,
     Names,
@@ -31,7 +32,7 @@ from tests.runtime.dialling import (
     tls_echo,
     tls_trickle,
 )
-from tests.runtime.peering import ENDED, echo, peer, silent
+from tests.runtime.peering import ENDED, Book, echo, peer, silent
 
 BUDGET = 0.3
 HERE = Names(**{"orders.test": ("127.0.0.1",)})
@@ -118,10 +119,12 @@ async def test_a_second_dial_of_one_call_goes_another_way() -> None:
 # -- where the time runs out -------------------------------------------------------------------
 
 
-async def spent_in(phase: Phase, port: int, host: str = "orders.test", **how: Any) -> Trail:
+async def spent_in(
+    phase: Phase, port: int, host: str = "orders.test", resolver: Any = HERE, **how: Any
+) -> Trail:
     """Dial in vain, in the three ways in which the time can run out; the record of the first."""
     observer = Observer()
-    dialer = Dialer(resolver=HERE, observer=observer)  # type: ignore[arg-type]
+    dialer = Dialer(resolver=resolver, observer=observer)
     with pytest.raises(DeadlineExceeded) as whole:
         # that the connection is to be broken in the same moment makes no other error of it
         await dialer.connect(host, port, timeout=BUDGET, forced_break=True, **how)
@@ -152,9 +155,11 @@ async def spent_in(phase: Phase, port: int, host: str = "orders.test", **how: An
     return whole.value.trail
 
 
+@pytest.mark.parametrize("resolver", [HERE, Resolver(Book({}))], ids=["for-ever", "in-time"])
 @loops
-async def test_a_name_that_nobody_answers_for() -> None:
-    trail = await spent_in(Phase.DNS, 443, "dead.test")
+async def test_a_name_that_nobody_answers_for(resolver: Any) -> None:
+    """Also when the resolver itself gives up, at the very instant at which its time is over."""
+    trail = await spent_in(Phase.DNS, 443, "dead.test", resolver)
     assert trail.event == "dns.resolve.timeout"
     assert "asked: 192.0.2.53" in trail.line()
 

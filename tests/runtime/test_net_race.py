@@ -106,7 +106,7 @@ async def test_three_addresses_that_drop_share_one_budget(monkeypatch: pytest.Mo
     assert 0.5 <= trail.elapsed < ENDED
     assert results(trail) == [(host, "timeout") for host in hosts]
     for one, other in zip(trail.attempts, trail.attempts[1:], strict=False):
-        assert other.began - one.began >= 0.2 - 1e-6  # (0.5 - 0.1) / 2, so that all have a turn
+        assert other.began - one.began >= 0.1  # one after the other, and the last in time
     assert not sockets.open()
 
 
