@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import httpx2
 import pytest
@@ -204,7 +207,7 @@ def client(lib: Any, options: dict[str, Any] | None = None, **given: Any) -> Any
     return instrument(lib.AsyncClient(trust_env=False, **given), **(options or {}))
 
 
-async def late(call: Awaitable[Any], seconds: float = 0.15) -> holdfast.DeadlineExceeded:
+async def late(call: Awaitable[Any], seconds: float = 0.25) -> holdfast.DeadlineExceeded:
     """The error of a call that has `seconds`."""
     with pytest.raises(holdfast.DeadlineExceeded) as caught:
         async with holdfast.timeout(seconds, name="order"):
@@ -425,8 +428,10 @@ async def test_the_same_request_sent_twice_was_not_redirected(lib: Any) -> None:
 # -- the share of a phase is spent, and the whole is not -------------------------------------------
 
 
-async def over_share(call: Awaitable[Any], kind: type[BaseException]) -> PhaseTimeout:
-    async with holdfast.timeout(5.0) as scope:
+async def over_share(
+    call: Awaitable[Any], kind: type[BaseException], seconds: float = 10.0
+) -> PhaseTimeout:
+    async with holdfast.timeout(seconds) as scope:
         with pytest.raises(PhaseTimeout) as caught:
             await call
         assert scope.remaining() > 0
@@ -651,10 +656,6 @@ async def test_a_tunnel_through_a_proxy_with_tls_inside_tls(lib: Any) -> None:
 
 
 async def test_http2_has_the_same_phases(lib: Any) -> None:
-    import h2.config
-    import h2.connection
-    import h2.events
-
     async def multiplexed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         config = h2.config.H2Configuration(client_side=False)
         state = h2.connection.H2Connection(config=config)
@@ -667,8 +668,7 @@ async def test_http2_has_the_same_phases(lib: Any) -> None:
                     if path != b"/never":
                         number = event.stream_id
                         state.send_headers(number, [(":status", "200")])
-                        if path != b"/half":
-                            state.send_data(number, b"ok", end_stream=True)
+                        state.send_data(number, b"ok", end_stream=True)
             writer.write(state.data_to_send())
 
     context, user = trusting()
@@ -676,7 +676,7 @@ async def test_http2_has_the_same_phases(lib: Any) -> None:
     seen = Seen()
     options = {
         "observer": seen,
-        "shares": replace(QUICK, bounded=(*DIALLING, Phase.HEADER)),
+        "shares": Shares(floors={}, bounded=(*DIALLING, Phase.HEADER)),
     }
     async with peer(multiplexed, context) as server:
         url = f"https://{server.at}"
@@ -689,13 +689,28 @@ async def test_http2_has_the_same_phases(lib: Any) -> None:
                 Phase.HEADER,
                 Phase.BODY,
             ]
-            assert (await late(http.get(f"{url}/half"))).phase is Phase.BODY
-            error = await over_share(http.get(f"{url}/never"), lib.ReadTimeout)
+            error = await over_share(http.get(f"{url}/never"), lib.ReadTimeout, 0.8)
             assert error.phase is Phase.HEADER
             # The other calls on the connection are none the worse for it.
             async with holdfast.timeout(5.0):
                 assert (await http.get(f"{url}/")).text == "ok"
             assert server.opened == 1
+
+
+async def test_a_body_over_http2_that_stops_in_the_middle(lib: Any) -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        state.initiate_connection()
+        while data := await reader.read(65536):
+            for event in state.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    state.send_headers(event.stream_id, [(":status", "200")])
+            writer.write(state.data_to_send())
+
+    async with peer(half) as server, client(lib, http1=False, http2=True) as http:
+        assert (await late(http.get(server.url), 0.4)).phase is Phase.BODY
+        await http.aclose()
+        await server.left_alone()
 
 
 async def test_a_connection_that_the_server_closed_is_not_used_again(lib: Any) -> None:

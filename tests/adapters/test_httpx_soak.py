@@ -27,6 +27,7 @@ import anyio
 import httpx
 import httpx2
 import pytest
+import uvloop
 
 import holdfast
 from holdfast.adapters.httpx import instrument
@@ -175,6 +176,14 @@ async def whole(lib: Any, url: str, requests: int, plain: bool = False) -> None:
 @pytest.mark.parametrize("lib", [httpx, httpx2], ids=["httpx", "httpx2"])
 def test_the_pool_survives(lib: Any, url: str) -> None:
     asyncio.run(whole(lib, url, REQUESTS))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("lib", [httpx, httpx2], ids=["httpx", "httpx2"])
+def test_the_pool_survives_on_uvloop(lib: Any, url: str) -> None:
+    # Ends the process when a dial is cancelled in the turn in which uvloop makes a transport.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(whole(lib, url, REQUESTS // 4))
 
 
 @pytest.mark.soak

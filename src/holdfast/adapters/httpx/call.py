@@ -140,6 +140,8 @@ class Call(AnyCall):
         """`phase` begins. Where it has a share, its scope is cancelled when that is spent."""
         if self._alarm is not None:
             self._drop_alarm()
+        if self.overdue:
+            return  # on its last few turns, before the cancellation reaches it
         if phase not in self.compiled.bounded:
             self.progress.note(phase)
             return
@@ -152,6 +154,7 @@ class Call(AnyCall):
         phase = self.trail.phase
         if self.scope is not None and phase is not None:
             self.overdue = True
+            self.trail.end(self.now(), Ended.TIMEOUT)
             detail = f"the share of {phase.value} is spent"
             self.scope.cancel(detail, kind=CauseKind.DEADLINE)
 

@@ -27,6 +27,7 @@ from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.dial import Dialer
 from holdfast.runtime.net.phased import within
 from holdfast.runtime.net.stream import Stream
+from holdfast.runtime.tasks import aside
 
 __all__ = ["Connection", "Guard", "Network"]
 
@@ -103,7 +104,7 @@ class Network:
         except BaseException:
             sock.close()
             raise
-        stream = await Stream.over(sock)
+        stream = await _wired(sock)
         progress = CURRENT.get()
         if progress is not None:
             progress.dialled = stream.abort
@@ -132,6 +133,36 @@ async def _dialling(
         raise core.ConnectTimeout(exc if str(exc) else trail.brief()) from exc
     except (*_LOST, UnicodeError) as exc:
         raise core.ConnectError(exc) from exc
+
+
+async def _wired(sock: socket.socket) -> Stream:
+    """A stream over `sock`, made in a task that nobody cancels; it takes two turns of the loop.
+
+    uvloop 0.23 ends the process with a segmentation fault when `create_connection` is cancelled in
+    the turn in which it began: it tells a transport that it is connected whose handle is gone. And
+    what the loop calls for the connection later does not see the call that it was dialled for.
+    """
+    making = aside(_made(sock), name="connection")
+    try:
+        made = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_unwanted)
+        raise
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+async def _made(sock: socket.socket) -> Stream | Exception:
+    try:
+        return await Stream.over(sock)
+    except Exception as exc:
+        return exc  # it is raised to the one who waits, and is nobody else's business
+
+
+def _unwanted(making: asyncio.Task[Stream | Exception]) -> None:
+    if not making.cancelled() and isinstance(made := making.result(), Stream):
+        made.abort()
 
 
 class Connection:
