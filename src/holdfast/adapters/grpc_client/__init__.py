@@ -1,0 +1,154 @@
+"""grpc.aio, the client: what is left goes along, and an error says where the time went.
+
+    async with open_channel("orders.local:50051", service="orders") as channel:
+        stub = OrdersStub(channel)
+        async with holdfast.timeout(1.0):
+            await stub.Get(request)
+
+gRPC keeps deadlines well and says nothing about them: whether the name, the connection, the server
+or a stream took the time, the status and its text are the same. What can be told from outside is
+told here, as phases: until the channel is ready (`tcp.connect`, with look-up and TLS, which gRPC
+does by itself), until the server answers (`grpc.header`), and until it is done (`grpc.message`).
+
+    errors     ours, which are grpc's as well
+    rpc        one call: its bounds, its record, its errors
+    answers    what the caller gets
+
+A call that nobody awaits or reads, and that ends by itself, is not told to an observer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from holdfast.adapters.grpc_client.answers import Messages, OneAnswer, OneAnswerToMany
+from holdfast.adapters.grpc_client.errors import ERRORS
+from holdfast.adapters.grpc_client.rpc import Requests, Rpc
+from holdfast.domain.instant import Duration
+from holdfast.domain.phases import DEFAULT_SHARES, Shares
+from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
+from holdfast.ports.trails import TrailObserver
+from holdfast.runtime.outbound import Options, Outbound
+
+__all__ = ["open_channel"]
+
+_SLASHES: Final = "/"
+
+
+def open_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    *,
+    service: str = "",
+    wire: WireSettings = DEFAULT_WIRE,
+    refuse_below: Duration = 0.0,
+    reserve: Duration = 0.0,
+    raise_for_deadline: bool = True,
+    shares: Shares = DEFAULT_SHARES,
+    observer: TrailObserver | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    options: Sequence[tuple[str, Any]] = (),
+    compression: grpc.Compression | None = None,
+) -> grpc.aio.Channel:
+    """A channel of grpc.aio whose calls obey, and say where their time went.
+
+    Every call gets what is left of the ambient deadline, rounded down to what gRPC can tell a
+    server exactly, and never more than the `timeout=` of the call itself. Identity, stage and
+    baggage go along as metadata. For stubs it is a channel like any other.
+
+    Args:
+        target: what grpc takes: `orders.local:50051`, `dns:///orders.local:50051`, `unix:/run/x`.
+        credentials: for TLS; in the clear without them.
+        service: name of the service that is called; the host of the target when empty.
+        wire: which metadata is sent.
+        refuse_below: seconds; a call with less left is refused before it is sent.
+        reserve: seconds that are kept back from what the server is told. gRPC ends the call with
+            them left, as the server and the client have one deadline there.
+        raise_for_deadline: whether `DEADLINE_EXCEEDED` of a server whose deadline was spent, and
+            which says so as servers of Holdfast do, is raised as `DeadlineExceeded`, with what it
+            said in `cause.below`, or as it came.
+        shares: how the budget is divided over the phases. The dial is bounded by its share, unless
+            the call has `wait_for_ready`.
+        observer: is told of every call.
+        interceptors: of your own, inside of ours.
+        options: of the channel, see grpc.
+        compression: of the channel, see grpc.
+
+    Raises, from its calls:
+        DeadlineExceeded: the deadline is spent; also an `AioRpcError` where the call itself raises.
+        InsufficientBudget: less is left than the call needs; nothing was sent. An `AioRpcError`.
+        PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
+            status `UNAVAILABLE`.
+    """
+    outbound = Outbound(
+        Options(service, wire, refuse_below, reserve, raise_for_deadline, shares, observer), ERRORS
+    )
+    carrier = _Carrier(outbound, target)
+    ours = [kind(carrier) for kind in (_OneToOne, _OneToMany, _ManyToOne, _ManyToMany)]
+    every: list[grpc.aio.ClientInterceptor] = [*ours, *interceptors]
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(target, options, compression, every)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options, compression, every)
+    carrier.channel = weakref.ref(channel)
+    return channel
+
+
+class _Carrier:
+    """What the interceptors of one channel share."""
+
+    channel: weakref.ref[grpc.aio.Channel]
+
+    def __init__(self, outbound: Outbound, target: str) -> None:
+        self._outbound = outbound
+        self._host = target.rpartition(_SLASHES)[2] if "://" in target else target
+
+    def rpc(self, details: grpc.aio.ClientCallDetails) -> Rpc:
+        return Rpc(self._outbound, self.channel(), self._host, details)
+
+
+class _Interceptor:
+    def __init__(self, carrier: _Carrier) -> None:
+        self._carrier = carrier
+
+    async def _begun(self, proceed: Any, details: Any, request: Any) -> tuple[Rpc, Any]:
+        rpc = self._carrier.rpc(details)
+        return rpc, await rpc.begin(proceed, request)
+
+
+# One class for each: grpc takes an interceptor for the first kind only that it is of.
+
+
+class _OneToOne(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        return OneAnswer(*await self._begun(continuation, client_call_details, request))
+
+
+class _OneToMany(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        return Messages(*await self._begun(continuation, client_call_details, request))
+
+
+class _ManyToOne(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        requests = Requests(request_iterator)
+        return OneAnswerToMany(*await self._begun(continuation, client_call_details, requests))
+
+
+class _ManyToMany(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        requests = Requests(request_iterator)
+        return Messages(*await self._begun(continuation, client_call_details, requests))

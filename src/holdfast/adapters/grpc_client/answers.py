@@ -1,0 +1,172 @@
+"""What a caller gets: one answer, or a stream of them, with errors that say where the time went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc.aio import AioRpcError
+
+from holdfast.adapters.grpc_client.rpc import Rpc
+
+__all__ = ["Messages", "OneAnswer", "OneAnswerToMany"]
+
+
+class _Answer:
+    """A call with one answer. Everything but the waiting is the call of grpc itself."""
+
+    early = False
+    """Whether its initial metadata comes by itself; else it is one piece with the answer."""
+
+    def __init__(self, rpc: Rpc, inner: Any) -> None:
+        self._rpc = rpc
+        self._inner = inner
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        rpc, inner = self._rpc, self._inner
+        with _Told(rpc) as told:
+            try:
+                if self.early:
+                    await rpc.head()
+                answer = await inner
+            except AioRpcError as exc:
+                await told.explain(exc)
+                raise
+        rpc.done()
+        return answer
+
+    def cancel(self) -> bool:
+        return bool(self._inner.cancel())
+
+    def cancelled(self) -> bool:
+        return bool(self._inner.cancelled())
+
+    def done(self) -> bool:
+        return bool(self._inner.done())
+
+    def time_remaining(self) -> float | None:
+        left: float | None = self._inner.time_remaining()
+        return left
+
+    def add_done_callback(self, callback: Any) -> None:
+        self._inner.add_done_callback(callback)
+
+    async def initial_metadata(self) -> Any:
+        return await self._inner.initial_metadata()
+
+    async def trailing_metadata(self) -> Any:
+        return await self._inner.trailing_metadata()
+
+    async def code(self) -> grpc.StatusCode:
+        code: grpc.StatusCode = await self._inner.code()
+        return code
+
+    async def details(self) -> str:
+        return str(await self._inner.details())
+
+    async def wait_for_connection(self) -> None:
+        await self._inner.wait_for_connection()
+
+    def __getattr__(self, name: str) -> Any:
+        # grpc asks its calls for more than it promises.
+        return getattr(self._inner, name)
+
+
+class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
+    """To one request."""
+
+
+class OneAnswerToMany(_Answer, grpc.aio.StreamUnaryCall[Any, Any]):
+    """To a stream of requests."""
+
+    early = True
+
+    async def write(self, request: Any) -> None:
+        await self._inner.write(request)
+
+    async def done_writing(self) -> None:
+        await self._inner.done_writing()
+
+
+class Messages:
+    """The answers of a stream."""
+
+    def __init__(self, rpc: Rpc, inner: Any) -> None:
+        self._rpc = rpc
+        self._inner = inner
+        self._source: Any = None
+        self._count = 0
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Any:
+        rpc, inner = self._rpc, self._inner
+        with _Told(rpc, self._count) as told:
+            try:
+                if self._source is None:
+                    await rpc.head()
+                    self._source = inner.__aiter__()
+                message = await self._source.__anext__()
+            except StopAsyncIteration:
+                rpc.done()
+                raise
+            except AioRpcError as exc:
+                await told.explain(exc)
+                raise
+        self._count += 1
+        return message
+
+
+class _Told:
+    """What the caller is told when it waits in vain: around each wait for the server.
+
+    Args:
+        rpc: the call.
+        count: messages that came.
+    """
+
+    def __init__(self, rpc: Rpc, count: int = 0) -> None:
+        self._rpc = rpc
+        self._count = count
+
+    @property
+    def _detail(self) -> str:
+        if not self._count:
+            return ""
+        return "1 message came" if self._count == 1 else f"{self._count} messages came"
+
+    async def explain(self, exc: AioRpcError) -> None:
+        """Raise what an error of grpc is made into, if it is another one."""
+        error = await self._rpc.explained(exc, self._detail)
+        if error is not exc:
+            raise error from exc
+
+    def __enter__(self) -> _Told:
+        task = asyncio.current_task()
+        self._cancels = 0 if task is None else task.cancelling()
+        self._rpc.waited_for = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._rpc.waited_for = False
+        if not isinstance(exc, asyncio.CancelledError):
+            return
+        task = asyncio.current_task()
+        ours = task is None or task.cancelling() <= self._cancels
+        late = self._rpc.late() if ours else None
+        if late is not None:
+            raise late from None
+        self._rpc.cut(exc, self._detail)
