@@ -11,9 +11,9 @@ import pytest
 
 import holdfast
 from holdfast.adapters.asgi import HealthPages, HoldfastMiddleware
-from holdfast.domain.wire.timing import hop_timing, timing_prefix
 from holdfast.domain.policy import policy_from_mapping
 from holdfast.domain.wire.inbound import InboundCodec
+from holdfast.domain.wire.timing import hop_timing, timing_prefix
 from holdfast.runtime.clock import fresh_trace_id
 from holdfast.testing import run_virtual
 

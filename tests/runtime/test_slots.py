@@ -10,10 +10,10 @@ import pytest
 import holdfast
 from holdfast.adapters.asgi.request import Request
 from holdfast.adapters.asgi.socket import Socket
-from holdfast.runtime.terms import Terms
 from holdfast.domain.policy import Limits, Policy
 from holdfast.domain.tree import Node
 from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.terms import Terms
 
 Exchange = Request | Socket
 
