@@ -10,6 +10,7 @@ import pickle
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -98,14 +99,19 @@ class Server:
             yield b"after " + seconds
 
 
+SPAN: ContextVar[str] = ContextVar("span", default="")
+
+
 class Kept:
-    """An observer."""
+    """An observer, which looks where it is told."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Trail, BaseException | None]] = []
+        self.spans: list[str] = []
 
     def call_ended(self, trail: Trail, error: BaseException | None) -> None:
         self.calls.append((trail, error))
+        self.spans.append(SPAN.get())
 
     @property
     def trail(self) -> Trail:
@@ -487,6 +493,7 @@ async def test_a_deadline_of_the_server_is_ours_when_it_says_so() -> None:
 @both_loops
 async def test_a_cancellation_passes() -> None:
     observer = Kept()
+    SPAN.set("order")
     async with shop(observer=observer) as (server, orders, _channel):
         async with holdfast.timeout(20.0):
             call = orders.sleep(b"60")
@@ -500,6 +507,7 @@ async def test_a_cancellation_passes() -> None:
         await _until(lambda: server.ended == ["over", "over"])
         await _until(lambda: len(observer.calls) == 2)
     assert [t.steps[-1].ended for t, _ in observer.calls] == [Ended.CANCELLED, Ended.CANCELLED]
+    assert observer.spans == ["order", "order"]
 
 
 @both_loops

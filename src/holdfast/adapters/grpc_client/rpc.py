@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Final
 
@@ -92,6 +93,7 @@ class Rpc:
         self.overdue = self.waited_for = False
         self.requests: Requests | None = None
         self._dial: _Dial | None = None
+        self._context = copy_context()
         self._channel = channel
         self._details: Any = details
         # The time-out that the caller gave to grpc: where it is spent, that is grpc's own error.
@@ -215,7 +217,7 @@ class Rpc:
         if inner.cancelled() and not self.waited_for and not self.overdue:
             self._settle()
             self.call.trail.end(self.call.now(), Ended.CANCELLED)
-            self.call.done()
+            self._context.run(self.call.done)  # grpc calls this from nowhere
 
     def _settle(self) -> None:
         """Look for a last time whether the channel is ready: it has ended."""
