@@ -10,7 +10,7 @@
 
     client, connecting   the carrier of a `ClientSession`
     connector            the part of it that fits into any session
-    carrier              the carrier of an `aiohttp.web` application
+    carrier, exchange    the carrier of an `aiohttp.web` application
     server               its server as a component of a host
 
 What belongs here: what crosses between aiohttp and Holdfast. What does not: retries, routing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import replace
 from threading import Lock
 from typing import Final, Literal, cast
 
@@ -13,19 +12,18 @@ from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Carried
 from holdfast.domain.errors import ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.wire.ending import ended_by, is_late, request_name
 from holdfast.domain.wire.trace import identify
 from holdfast.runtime.clock import fresh_span_id, fresh_trace_id
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.idling import IdleWatch
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.scope import AMBIENT, Scope, running_task
 from holdfast.runtime.terms import Terms
-from holdfast.runtime.timers import Alarm
 
-__all__ = ["Exchange", "ended_by"]
+__all__ = ["Exchange"]
 
-_LONGEST_NAME: Final = 128
-_ROUNDING: Final[Duration] = 1e-6
 _DISCONNECTS: Final = ("ClientDisconnect", "ClientDisconnected", "WebSocketDisconnect")
 """Errors of frameworks (Starlette, Litestar) and servers (uvicorn) that say that the client has
 gone, by name: none of them is imported here."""
@@ -77,7 +75,7 @@ class Exchange(Scope):
     """Whether the client left before it had everything."""
     refusal: Literal["", "expired", "too_little", "cancelled"] = ""
     """Why it was not begun."""
-    _alarm: Alarm | None = None
+    _idling: IdleWatch | None = None
     _malformed: int = 0
 
     def __init__(self, asgi: ServerScope, receive: Receive, send: Send, terms: Terms) -> None:
@@ -109,11 +107,7 @@ class Exchange(Scope):
         """Method and path."""
         if not self._name:
             asgi = self.asgi
-            name = f"{asgi.get('method', 'WS')} {asgi['path']}"[:_LONGEST_NAME]
-            if not name.isprintable():
-                # The path is decoded: a line break in it would be one in the log and in the tree.
-                name = "".join(c if c.isprintable() else "?" for c in name)
-            self._name = name
+            self._name = request_name(asgi.get("method", "WS"), asgi["path"])
         return self._name
 
     @property
@@ -210,17 +204,12 @@ class Exchange(Scope):
         Not so where a cap of the policy or a scope of the handler was the limit. That it was the
         caller's is known before it is over: a hop below has less, and says first that it is spent.
         """
-        if self.left == NEVER or cause.kind is not CauseKind.DEADLINE:
-            return False
-        end = self.arrival + self.left - self.kept
-        if cause.budget != NEVER and abs(cause.at - cause.elapsed + cause.budget - end) < _ROUNDING:
-            return True
-        left = self.arrival + self.left - self.driver.now()
+        end, now = self.arrival + self.left, self.driver.now()
         if self.refusal == "too_little":
             asgi = self.asgi
             resolved = self.terms.policy.limits(asgi["path"], asgi.get("method", ""))
-            return left < resolved.limits.refuse_below
-        return left <= self.kept + _ROUNDING
+            now += resolved.limits.refuse_below
+        return is_late(cause, end, now, self.kept)
 
     def grow_up(self) -> None:
         """Still open after a while: from now on see to it that its client is there.
@@ -283,19 +272,10 @@ class Exchange(Scope):
     def _watch_idle(self, now: Instant) -> None:
         self.touched = now
         if self.idle != NEVER:
-            self.settle()  # so that it does not leave quietly
-            self._alarm = self.driver.alarm(now + self.idle, self._look_idle)
+            self._idling = IdleWatch(self, self.idle, self._touched)
 
-    def _look_idle(self) -> None:
-        if self.outcome is not None or self.complete:
-            return
-        now, due = self.driver.now(), self.touched + self.idle
-        if due > now:
-            self._alarm = self.driver.alarm(due, self._look_idle)
-        else:
-            what = f"nothing was sent or read for {format_duration(self.idle)}"
-            cause = self.cause_of(CauseKind.DEADLINE, now, what)
-            self.driver.begin(self, replace(cause, budget=due - self.opened_at))
+    def _touched(self) -> Instant:
+        return NEVER if self.complete else self.touched
 
     # -- leaving ---------------------------------------------------------------------------------
 
@@ -309,8 +289,8 @@ class Exchange(Scope):
             return self.failure
         if self.inbox is not None:
             self.inbox.stop()
-        if self._alarm is not None:
-            self.driver.drop(self._alarm)  # it would keep all of this for as long as the idle limit
+        if self._idling is not None:
+            self._idling.stop()
         try:
             self.leave(error)
         except ScopeEnded as ended:
@@ -349,14 +329,3 @@ def _tells_of_disconnect(error: BaseException) -> bool:
         group = cast("BaseExceptionGroup[BaseException]", error)
         return all(_tells_of_disconnect(inner) for inner in group.exceptions)
     return any(kind.__name__ in _DISCONNECTS for kind in type(error).__mro__)
-
-
-def ended_by(error: BaseException | None) -> Cause | None:
-    """The cause in an error of ours, or in a group of nothing else."""
-    if isinstance(error, ScopeEnded):
-        return error.cause
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        causes = [ended_by(inner) for inner in group.exceptions]
-        return causes[0] if all(causes) else None
-    return None

@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Final
 
 from holdfast.adapters.asgi.answers import problem_messages
-from holdfast.adapters.asgi.exchange import Exchange, ended_by
+from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.types import Headers, Message, Receive, Send, ServerScope
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import Duration
+from holdfast.domain.wire.ending import ended_by
 from holdfast.domain.wire.timing import hop_timing
 from holdfast.runtime.scope import AMBIENT
 from holdfast.runtime.tasks import aside

@@ -9,15 +9,13 @@ from holdfast.adapters.asgi.exchange import Exchange
 from holdfast.adapters.asgi.types import Message
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import NEVER
-from holdfast.domain.wire.answer import title_of
+from holdfast.domain.wire.ending import close_of
 
 __all__ = ["Socket"]
 
-# Codes of RFC 6455 and its registry: 1001 going away, 1012 service restart, 1013 try again later.
+# Codes of RFC 6455 and its registry: 1001 going away, 1012 service restart.
 _GOING_AWAY: Final = 1001
 _RESTART: Final = 1012
-_CODES: Final = {CauseKind.SHUTDOWN: _RESTART, CauseKind.OVERLOAD: 1013}
-_LONGEST_REASON: Final = 120
 
 
 class Socket(Exchange):
@@ -51,7 +49,5 @@ class Socket(Exchange):
         if self.complete:
             return
         self.complete = True
-        code = _CODES.get(cause.kind, _GOING_AWAY)
-        text = cause.line() if self.terms.details else title_of(cause)
-        reason = text.encode()[:_LONGEST_REASON].decode(errors="ignore")
+        code, reason = close_of(cause, self.terms.details)
         await self._send({"type": "websocket.close", "code": code, "reason": reason})
