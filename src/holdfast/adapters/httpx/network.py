@@ -127,8 +127,9 @@ async def _dialling(
     except DeadlineExceeded:
         raise
     except TimeoutError as exc:
-        if own.expired() and trail.steps and trail.steps[-1].ended is Ended.CANCELLED:
-            # To the dial it looked as if somebody else had cancelled it.
+        if own.expired() and trail.steps:
+            # To the dial it looked as if somebody else had cancelled it, or as if it were done when
+            # the connection was there and nothing had been made of it.
             trail.steps[-1] = trail.steps[-1]._replace(ended=Ended.TIMEOUT)
         raise core.ConnectTimeout(exc if str(exc) else trail.brief()) from exc
     except (*_LOST, UnicodeError) as exc:
