@@ -42,7 +42,7 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _PDEATHSIG: Final = 1
 _BUSY: Final = 2
 """Processes that get ready, or end, before another one is made."""
-_ENDS: Final = 0.3
+_ENDS: Final = 1.0
 """Seconds after which one that ends is taken to wait for something."""
 _PREPARE: Final = 30.0
 _EXIT: Final = 15.0

@@ -41,7 +41,9 @@ CLIENTS: Final = {
     "streams": "ssl",
     "streams, uvloop": "uvloop",
     "httpx2": "httpx2",
+    "httpx2, uvloop": "httpx2",
     "aiohttp": "aiohttp",
+    "aiohttp, uvloop": "aiohttp",
     "httpx2, sync": "httpx2",
     "requests": "requests",
 }
