@@ -214,7 +214,11 @@ class _Call(Call):
         transport = self.transport
         if transport is None or not transport.is_closing():
             return
-        if transport.get_write_buffer_size():
+        try:
+            unsent = transport.get_write_buffer_size()
+        except AttributeError:
+            return  # of TLS, and closed so far that it holds nothing any more
+        if unsent:
             sock = transport.get_extra_info("socket")
             if sock is not None and sock.fileno() >= 0:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

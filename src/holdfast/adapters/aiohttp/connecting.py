@@ -7,6 +7,7 @@ aiohttp is pinned and a contract test reads their signatures.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -17,9 +18,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from holdfast.domain.errors import DeadlineExceeded
-from holdfast.domain.instant import NEVER, Instant
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Ended, Phase
-from holdfast.runtime.ambient import deadline_at
+from holdfast.runtime.ambient import deadline_at, shield
 from holdfast.runtime.net.attempt import SocketOptions
 from holdfast.runtime.net.phased import within
 from holdfast.runtime.net.race import connected
@@ -38,6 +39,9 @@ SEAMS: Final = (
     "_wrap_create_connection",
 )
 """The methods of a `TCPConnector` that are replaced."""
+
+_SET_UP: Final[Duration] = 1.0
+"""Seconds that the loop gets to make a transport; it needs two turns."""
 
 _OTHER_SEAMS: Final = ("connect", "_create_connection")
 """And those of a connector for Unix sockets."""
@@ -217,21 +221,58 @@ class Dialled:
             attempt_delay=NEVER if delay is None else delay,
         )
         sock = await connected(addresses, trail=call.trail, options=options)
-        loop = asyncio.get_running_loop()
         if not kwargs.get("ssl"):
-            return await loop.create_connection(*args, **kwargs, sock=sock)
-        kwargs["ssl_shutdown_timeout"] = getattr(connector, "_ssl_shutdown_timeout", None) or 0.001
+            return await _taken(args[0], sock)
         made = None
         try:
             async with within(call.trail, Phase.TLS):
-                made = await loop.create_connection(*args, **kwargs, sock=sock)
+                made = await self._secured(sock, *args, **kwargs)
         except BaseException:
             if made is not None:
                 made[0].abort()  # it was there a moment too late
-            elif sock.fileno() >= 0:
-                sock.close()  # the loop had not taken it yet
             raise
         return made
+
+    async def _secured(
+        self, sock: socket.socket, factory: Callable[[], Any], ssl: Any, server_hostname: str
+    ) -> tuple[Any, Any]:
+        # In two steps, although the loop could do both in one: when it is cancelled as soon as it
+        # has begun it forgets that connection, and to close the socket would leave a transport that
+        # goes on with a descriptor which is that of another connection by then.
+        plain, _ = await _taken(asyncio.Protocol, sock)
+        protocol = factory()
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                plain,
+                protocol,
+                ssl,
+                server_hostname=server_hostname,
+                ssl_shutdown_timeout=getattr(self._connector, "_ssl_shutdown_timeout", None)
+                or 0.001,
+            )
+            if transport is None:
+                raise ConnectionResetError(errno.ECONNRESET, "the peer closed before TLS began")
+        except BaseException:
+            plain.abort()
+            raise
+        protocol.connection_made(transport)
+        return transport, protocol
+
+
+async def _taken(factory: Callable[[], Any], sock: socket.socket) -> tuple[Any, Any]:
+    """A transport over a connected socket, and its protocol.
+
+    uvloop cannot bear it when a scope ends in the very turn in which it makes one, see the dial.
+    """
+    made = None
+    try:
+        async with shield(_SET_UP, name="transport"):
+            made = await asyncio.get_running_loop().create_connection(factory, sock=sock)
+    except BaseException:
+        if made is not None:
+            made[0].abort()
+        raise
+    return made
 
 
 _TUNNEL: Final[ContextVar[Callable[[], None] | None]] = ContextVar("holdfast.tunnel", default=None)

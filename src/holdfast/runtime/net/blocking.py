@@ -147,7 +147,8 @@ class BoundSocket:
 
     def gettimeout(self) -> Duration | None:
         """Seconds that a wait which begins now may take; none without a bound."""
-        left = min(self._own, max(0.0, self._until - monotonic()))
+        # Zero would say that it does not block, which TLS refuses to shake hands on.
+        left = min(self._own, max(1e-6, self._until - monotonic()))
         return None if left == NEVER else left
 
     def _armed(self) -> Any:
