@@ -79,7 +79,7 @@ def whole(heading: str, tables: Sequence[Table | Sheet]) -> str:
 def _emptied(table: Table | Sheet, title: str) -> Table | Sheet:
     if isinstance(table, Sheet):
         return Sheet(title, table.columns)
-    return Table(title, table.unit, [])
+    return Table(title, table.unit, [], ratio=table.ratio)
 
 
 def _turned(known: Table, table: Table, point: str) -> None:
