@@ -52,6 +52,22 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+async def at_rest() -> int:
+    """How many descriptors are open; those included that a loop opens with its first connection."""
+    async with pair() as (stream, far):
+        far.send(b"x")
+        await stream.read()
+    return descriptors()
+
+
+async def closed_down_to(before: int) -> None:
+    # uvloop closes what was given to it in the next turn but one.
+    for _ in range(3):
+        if descriptors() > before:
+            await asyncio.sleep(0)
+    assert descriptors() == before
+
+
 def all_that_came(far: socket.socket) -> int:
     size = 0
     while part := far.recv(2**20):
@@ -250,7 +266,7 @@ async def test_what_has_arrived_wins_over_a_deadline() -> None:
 
 
 async def test_a_write_that_stalls_ends_and_its_connection_is_reset() -> None:
-    before = descriptors()
+    before = await at_rest()
     async with pair() as (stream, far):
         stream.set_write_deadline(monotonic() + 0.05)
         with pytest.raises(StreamTimeout) as caught:
@@ -261,7 +277,7 @@ async def test_a_write_that_stalls_ends_and_its_connection_is_reset() -> None:
             await stream.aclose()
         with pytest.raises(ConnectionResetError):
             all_that_came(far)
-    assert descriptors() == before
+    await closed_down_to(before)
 
 
 async def test_a_read_deadline_does_not_touch_the_other_direction() -> None:
@@ -362,7 +378,7 @@ async def test_a_deadline_around_a_read_ends_it_and_the_stream_serves_on() -> No
 
 async def test_numbers_of_descriptors_that_are_given_out_again_are_never_touched() -> None:
     # Streams with deadlines that are about to pass are closed, and their numbers reused at once.
-    before = descriptors()
+    before = await at_rest()
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         listener.setblocking(False)
         for turn in range(300):
@@ -384,7 +400,7 @@ async def test_numbers_of_descriptors_that_are_given_out_again_are_never_touched
             assert other.recv(5) == b"alive"
             again.close()
             other.close()
-    assert descriptors() == before
+    await closed_down_to(before)
 
 
 # -- TLS -------------------------------------------------------------------------------------------
@@ -427,7 +443,7 @@ async def test_tls_both_ways(secure: Secure) -> None:
 
 
 async def test_a_handshake_that_is_given_up_closes_the_socket_in_that_turn(secure: Secure) -> None:
-    before = descriptors()
+    before = await at_rest()
     async with pair() as (stream, far):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.03):
@@ -437,7 +453,7 @@ async def test_a_handshake_that_is_given_up_closes_the_socket_in_that_turn(secur
         assert stream.closed
         while await told_of_the_end(far):
             pass  # the first half of the handshake, and then the end
-    assert descriptors() == before
+    await closed_down_to(before)
 
 
 async def test_a_certificate_for_somebody_else(secure: Secure) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 
 import anyio
@@ -24,6 +25,43 @@ def counting() -> int:
 
 async def forever() -> None:
     await asyncio.Event().wait()
+
+
+@pytest.mark.real_time("asyncio")
+async def test_a_test_runs_on_the_loop_that_it_is_called_after() -> None:
+    assert type(asyncio.get_running_loop()).__module__.startswith("asyncio")
+
+
+@pytest.mark.real_time("uvloop")
+async def test_a_test_runs_on_uvloop_when_it_is_called_after_it() -> None:
+    assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+
+
+@loops
+async def test_a_connection_that_has_just_begun_is_cancelled_without_harm() -> None:
+    # Cancelled in the turn in which `create_connection` begins; uvloop ended the process there.
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        for _ in range(100):
+            sock = socket.create_connection(listener.getsockname())
+            sock.setblocking(False)
+            scopes: list[holdfast.Scope] = []
+
+            async def work(sock: socket.socket, scopes: list[holdfast.Scope]) -> None:
+                async with holdfast.timeout(5) as scope:
+                    scopes.append(scope)
+                    await asyncio.sleep(0)
+                    try:
+                        await loop.create_connection(asyncio.Protocol, sock=sock)
+                    finally:
+                        sock.close()
+
+            task = asyncio.ensure_future(work(sock, scopes))
+            await asyncio.sleep(0)
+            scopes[0].cancel()
+            with pytest.raises(holdfast.Cancelled):
+                await task
+            listener.accept()[0].close()
 
 
 @loops

@@ -11,7 +11,11 @@ Rule 4. Not through an anyio shield: it waits until the shield ends, and no long
         be stopped and its place must not be given away.
 Rule 5. A scope that is still open a while after the delivery gets it again, three times at most,
         and is reported with the place where it waits.
-Rule 6. A mass cancellation is cut into slices, one per turn of the loop.
+Rule 6. On uvloop, not a task that has begun to wait in this very turn: what it has just begun may
+        have callbacks of its own in the queue, and a transport that is closed before they have run
+        is a null pointer to libuv (`create_connection` ends the process with SIGSEGV). One turn
+        later, if it waits for the same, they have run.
+Rule 7. A mass cancellation is cut into slices, one per turn of the loop.
 """
 
 from __future__ import annotations
@@ -84,13 +88,15 @@ class Hosted(Protocol):
 class _Waiting:
     """One delivery under way."""
 
-    __slots__ = ("begun", "poll", "scope", "turns")
+    __slots__ = ("begun", "poll", "scope", "seen", "turns")
 
     def __init__(self, scope: Hosted, begun: Instant) -> None:
         self.scope = scope
         self.begun = begun
         self.turns = 0
         self.poll = _POLL_FIRST
+        self.seen: object = None
+        """What the task waited for one turn ago (rule 6)."""
 
 
 class Delivery:
@@ -111,6 +117,7 @@ class Delivery:
         self._again: deque[_Waiting] = deque()
         self._watched: deque[tuple[Instant, Hosted]] = deque()
         self._pumping = False
+        self._delicate = type(loop).__module__.partition(".")[0] == "uvloop"
 
     def reach(self, scope: Hosted) -> None:
         """Deliver the cancellation of `scope` to its own task and to all tasks below it."""
@@ -187,6 +194,12 @@ class Delivery:
             again.turns += 1
             self._again.append(again)
             return self._schedule()
+        elif self._delicate and waiter is not None and _began_just_now(waiting, waiter):
+            again = waiting or _Waiting(scope, now)
+            again.turns += 1
+            again.seen = waiter
+            self._again.append(again)
+            return self._schedule()
         scope.delivered += 1
         _cancel_at_once(task, leaf, waiter, scope.reached())
         if not task.done():
@@ -231,6 +244,10 @@ class Delivery:
         if nth < REDELIVERIES:
             wait = CLEANUP_GRACE * 2**nth
             self._alarm(now + wait, lambda: self._remind(scope, delivered_at, nth + 1))
+
+
+def _began_just_now(waiting: _Waiting | None, waiter: object) -> bool:
+    return waiting is None or (waiting.seen is not waiter and waiting.turns < _TURNS)
 
 
 def _has_begun(task: asyncio.Task[Any]) -> bool:

@@ -73,15 +73,28 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     wanted = inspect.signature(test).parameters
     arguments = {name: value for name, value in pyfuncitem.funcargs.items() if name in wanted}
-    real = pyfuncitem.get_closest_marker(_MARKER) is not None
-    loop = pyfuncitem.funcargs.get("holdfast_loop", "asyncio" if real else "virtual")
+    loop = _loop_of(pyfuncitem)
 
     def main() -> Coroutine[Any, Any, object]:
         coroutine: Coroutine[Any, Any, object] = test(**arguments)
         return coroutine
 
-    run_checked(main, _factory(str(loop)))
+    run_checked(main, _factory(loop))
     return True
+
+
+def _loop_of(pyfuncitem: pytest.Function) -> str:
+    """Name of the loop that a test runs on.
+
+    Where it does not ask for the fixture, pytest gives it none: what it is called after counts.
+    """
+    named = getattr(pyfuncitem, "callspec", None)
+    asked: object = pyfuncitem.funcargs.get("holdfast_loop")
+    chosen = asked or (None if named is None else named.params.get("holdfast_loop"))
+    if chosen is None:
+        real = pyfuncitem.get_closest_marker(_MARKER) is not None
+        return "asyncio" if real else "virtual"
+    return str(chosen)
 
 
 def _factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

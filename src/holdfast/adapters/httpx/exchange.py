@@ -228,6 +228,10 @@ class Exchange:
         # The error of a cancelled task holds its frames, and they hold the task, until it is asked.
         if self.closing:
             self.error = None
+        elif self.error is None and task.cancelled():
+            # Cancelled before it began: `_run` has not seen why.
+            cause = self.scope.reached()
+            self.error = None if cause is None else self.call.ended(cause)
         if task.cancelled():
             with contextlib.suppress(asyncio.CancelledError):
                 task.exception()
