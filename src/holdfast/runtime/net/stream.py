@@ -47,28 +47,32 @@ class Stream(Wired):
 
         Calls that wait follow at once. From any thread.
         """
-        self.set_read_deadline(at)
-        self.set_write_deadline(at)
+        self._move(at, self._reads, self._writes)
 
     def set_read_deadline(self, at: Instant) -> None:
         """The same for reads alone."""
-        self._move(self._reads, at)
+        self._move(at, self._reads)
 
     def set_write_deadline(self, at: Instant) -> None:
         """The same for writes alone."""
-        self._move(self._writes, at)
+        self._move(at, self._writes)
 
-    def _move(self, side: Side, at: Instant) -> None:
+    def _move(self, at: Instant, *sides: Side) -> None:
         at = seconds_of(at, "set_deadline()")
         if at != at:
             raise ValueError("a deadline must be a number, got nan")
         if threading.get_ident() == self._thread:
-            self._moved(side, at)
-        else:
-            self.loop.call_soon_threadsafe(self._moved, side, at)
+            self._moved(at, *sides)
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._moved, at, *sides)
+        except RuntimeError:
+            if not self.loop.is_closed():  # else there is nothing left that could wait
+                raise
 
-    def _moved(self, side: Side, at: Instant) -> None:
-        side.move(at)
+    def _moved(self, at: Instant, *sides: Side) -> None:
+        for side in sides:
+            side.move(at)
         if self._shaking:
             self._bound_handshake()
 
@@ -205,11 +209,11 @@ class Stream(Wired):
         side = self._writes
         side.enter()
         try:
-            view = memoryview(data).cast("B")
-            for start in range(0, len(view), SLICE):
-                await self._room(start)
-                self.write_soon(data if len(view) <= SLICE else view[start : start + SLICE])
-            await self._room(len(view))
+            with memoryview(data).cast("B") as view:
+                for start in range(0, len(view), SLICE):
+                    await self._room(start)
+                    self.write_soon(data if len(view) <= SLICE else view[start : start + SLICE])
+                await self._room(len(view))
             self._stalled = False
         finally:
             side.busy = False

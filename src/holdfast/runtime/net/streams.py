@@ -14,15 +14,15 @@ is too long is a `LimitExceeded`, a `ValueError`, from `readuntil` as well.
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl as tls_module
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from holdfast.domain.errors import LimitExceeded
-from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.instant import Duration, Instant
 from holdfast.runtime.net.dial import Dialer
 from holdfast.runtime.net.stream import Stream
+from holdfast.runtime.net.wired import UNBOUNDED
 from holdfast.runtime.tasks import aside
 
 __all__ = ["Reader", "Writer", "open_connection", "start_server"]
@@ -30,7 +30,6 @@ __all__ = ["Reader", "Writer", "open_connection", "start_server"]
 _LIMIT: Final = 65_536
 _PATIENCE: Final[Duration] = 5.0
 _HANDSHAKE: Final[Duration] = 10.0
-_log: Final = logging.getLogger("holdfast.runtime")
 
 
 class Reader:
@@ -236,8 +235,6 @@ async def start_server(
 
     async def one(stream: Stream) -> None:
         async with stream:
-            if ssl is not None and not await _shaken(stream, ssl):
-                return
             writer = Writer(stream, server_side=True)
             await serve(Reader(stream, limit), writer)
             writer.close()
@@ -245,15 +242,8 @@ async def start_server(
     def accepted() -> asyncio.Protocol:
         return Stream.accepting(lambda stream: aside(one(stream), name="holdfast connection"))
 
+    if ssl is not None:
+        # Not `Stream.start_tls`: a client speaks first, and libuv would have read it by then.
+        options |= {"ssl": ssl, "ssl_shutdown_timeout": UNBOUNDED}
+        options.setdefault("ssl_handshake_timeout", _HANDSHAKE)
     return await asyncio.get_running_loop().create_server(accepted, host, port, **options)
-
-
-async def _shaken(stream: Stream, context: tls_module.SSLContext) -> bool:
-    stream.set_deadline(stream.driver.now() + _HANDSHAKE)
-    try:
-        await stream.start_tls(context, server_side=True)
-    except OSError as exc:  # anybody may knock, and speak no TLS
-        _log.info("no TLS with %s: %s", stream.peer, exc)
-        return False
-    stream.set_deadline(NEVER)
-    return True

@@ -22,13 +22,13 @@ from holdfast.runtime.net.side import Direction, Side
 from holdfast.runtime.net.wires import Wire, name_of
 from holdfast.runtime.timers import Alarm
 
-__all__ = ["CLOSING", "RESET", "SLICE", "Wired"]
+__all__ = ["CLOSING", "RESET", "SLICE", "UNBOUNDED", "Wired"]
 
 CLOSING: Final[Duration] = 1.0
 """Seconds that closing may wait for the peer: for its close_notify, and while it takes nothing of
 what is still to be sent."""
 
-_OURS: Final[Duration] = 3600.0
+UNBOUNDED: Final[Duration] = 3600.0
 """Seconds after which the loop gives up on a TLS connection that is being closed: we do before. It
 counts what is still to be sent as well."""
 
@@ -85,7 +85,9 @@ class Wired:
         self._writes = Side(self, "write")
         self._buffer = bytearray()
         self._written = self._dropped = self._wanted = 0
-        self._eof = self._full = self._held = self._stalled = self._tls = self._half = False
+        self._eof = self._full = self._held = self._stalled = self._tls = self._half = (
+            self._blind
+        ) = False
         self._error: BaseException | None = None
         self._gone: asyncio.Future[None] = self.loop.create_future()
         self._closing = _Closing(CLOSING)
@@ -125,9 +127,8 @@ class Wired:
             sock.close()
             stream.lost(None)
             raise
-        if stream._error is not None:  # the instant of the forced break came first
-            stream.abort()
-            raise stream._error
+        if stream._error is not None:
+            stream.abort()  # the instant of the forced break came first
         if tls is not None:
             await stream.start_tls(tls, server_hostname)
         return stream
@@ -142,8 +143,8 @@ class Wired:
     def take(self, transport: Any) -> None:
         """The connection is there."""
         self._transport = transport
-        # What is written is written when the kernel has it, and not when there is a copy of it.
-        transport.set_write_buffer_limits(high=0)
+        self._tls = self._blind = transport.get_extra_info("ssl_object") is not None
+        self._kept_small()
         if self.peer == "nobody":
             sock = transport.get_extra_info("socket")
             self.peer = "nobody" if sock is None else name_of(sock)
@@ -193,9 +194,11 @@ class Wired:
                 context,
                 server_side=server_side,
                 server_hostname=server_hostname,
-                ssl_shutdown_timeout=_OURS,
+                ssl_shutdown_timeout=UNBOUNDED,
             )
-            if made is None:
+            # asyncio returns nothing for a connection that is lost by now, and uvloop one that is
+            # closed. That is in order when the peer has said all it had to say.
+            if not self._eof and (made is None or self.closed or made.is_closing()):
                 raise ConnectionResetError(f"{self.peer} went away during the TLS handshake")
         except BaseException as exc:
             self.abort()
@@ -207,9 +210,16 @@ class Wired:
         finally:
             self._shaking = False
             self._bound_handshake()
+        if made is None:
+            return
         self._lower.append(raw)
         self._transport = made
-        made.set_write_buffer_limits(high=1, low=0)  # with 0, this one is full when it is empty
+        self._kept_small()
+
+    def _kept_small(self) -> None:
+        # What is written is written when the kernel has it, and not when there is a copy of it.
+        # With TLS, a limit of zero means to be full also when empty.
+        self._transport.set_write_buffer_limits(high=int(self._tls), low=0)
 
     def _bound_handshake(self) -> None:
         alarm, self._handshake = self._handshake, None
@@ -276,14 +286,15 @@ class Wired:
             self.abort(reset=True)
             return
         self.closed = True
-        self._closing = _Closing(patience, self.driver.now(), self._unsent())
+        self._closing = _Closing(patience, self.driver.now(), self._unsent() + self._blind)
         self._transport.close()
         self._reads.wake()
         self._writes.wake()
         self._ring(self.driver.now() + CLOSING, self._hurry)
 
     def _hurry(self) -> None:
-        now, left = self.driver.now(), self._unsent()
+        # Below TLS that was there before the stream, something may wait that nobody tells us of.
+        now, left = self.driver.now(), self._unsent() + self._blind
         if self._writes.at > now and self._closing.goes_on(now, left):
             self._ring(now + CLOSING, self._hurry)
         else:
