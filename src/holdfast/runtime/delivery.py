@@ -117,7 +117,8 @@ class Delivery:
         self._again: deque[_Waiting] = deque()
         self._watched: deque[tuple[Instant, Hosted]] = deque()
         self._pumping = False
-        self._delicate = type(loop).__module__.partition(".")[0] == "uvloop"
+        # Whoever derives from uvloop's loop has the same transports.
+        self._delicate = any(kind.__module__.startswith("uvloop") for kind in type(loop).__mro__)
 
     def reach(self, scope: Hosted) -> None:
         """Deliver the cancellation of `scope` to its own task and to all tasks below it."""
