@@ -4,9 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Examples of one document share their names, so a file stays with one worker. Four of them, however
+# Examples of one document share their names, so a file stays with one worker. Six of them, however
 # few cores there are: most of the time a stop is waited for.
-PYTEST := -m pytest -n 4 --dist loadfile -m "not soak"
+PYTEST := -m pytest -n 6 --dist loadfile -m "not soak"
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-all soak coverage lint format types contracts api bench docs mutants clean
