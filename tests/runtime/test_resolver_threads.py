@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import socket
 import subprocess
 import sys
@@ -118,6 +120,79 @@ async def test_an_answer_comes_from_a_thread(monkeypatch: pytest.MonkeyPatch) ->
     dead.set()
     resolver.close()
     await gone("holdfast names", before)
+
+
+def test_second_questions_for_dead_names_leave_threads_for_good_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over, asked = threading.Event(), threading.Semaphore(0)
+
+    def getaddrinfo(name: str, *_: Any, **__: Any) -> list[Any]:
+        if name.startswith("dead"):
+            asked.release()
+            over.wait(LONG)
+            raise socket.gaierror(socket.EAI_AGAIN, "dead")
+        return [(INET, 1, 6, "", ("192.0.2.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    turned = [0.0]
+    resolver = Resolver(SystemLookup(most=8), hosts=NOBODY, clock=lambda: monotonic() + turned[0])
+
+    def ask(numbers: range) -> None:
+        for number in numbers:
+            with pytest.raises(TimeoutError):
+                resolver.resolve_blocking(f"dead{number}.test", 80, limit=monotonic() + 0.005)
+
+    try:
+        ask(range(2))
+        turned[0] += 3.0
+        ask(range(5))  # three are new, and of the others both are asked for once more
+        turned[0] += 3.0
+        ask(range(5))
+        assert [asked.acquire(timeout=LONG) for _ in range(7)] == [True] * 7
+        assert not asked.acquire(timeout=0.02)
+        found = resolver.resolve_blocking("good.test", 80, limit=monotonic() + LONG)
+        assert names(found) == ["192.0.2.1"]
+    finally:
+        over.set()
+        resolver.close()
+
+
+def test_as_many_resolvers_as_there_may_be_have_one_hook_for_forks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks: list[object] = []
+
+    def register_at_fork(**hook: object) -> None:
+        hooks.append(hook)
+
+    monkeypatch.setattr(os, "register_at_fork", register_at_fork)
+    gc.collect()
+    before = len(lookups._IN_CHILD)  # pyright: ignore[reportPrivateUsage]
+    kept = [Resolver() for _ in range(20)]
+    assert len(lookups._IN_CHILD) == before + 40  # pyright: ignore[reportPrivateUsage]
+    del kept
+    gc.collect()
+    assert len(lookups._IN_CHILD) == before  # pyright: ignore[reportPrivateUsage]
+    assert not hooks
+
+
+def test_a_forked_child_resets_all_also_when_one_fails() -> None:
+    class Has:
+        def __init__(self, problem: str = "") -> None:
+            self.problem = problem
+            self.done = 0
+            lookups.after_fork(self.reset)
+
+        def reset(self) -> None:
+            self.done += 1
+            if self.problem:
+                raise ValueError(self.problem)
+
+    all_of_them = [Has(), Has("broken"), Has()]
+    with pytest.raises(ValueError, match="broken"):
+        lookups._forked()  # pyright: ignore[reportPrivateUsage]
+    assert [has.done for has in all_of_them] == [1, 1, 1]
 
 
 def _running(name: str) -> set[threading.Thread]:
@@ -246,7 +321,6 @@ sys.exit(7)
 
 
 def test_a_resolver_that_nobody_has_any_more_is_gone() -> None:
-    import gc
     import weakref
 
     resolver = Resolver(Told())

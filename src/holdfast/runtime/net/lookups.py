@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -32,16 +33,24 @@ _MOST: Final = 64
 _EAI_NODATA: Final = getattr(socket, "EAI_NODATA", socket.EAI_NONAME)
 
 
+_IN_CHILD: Final[set[weakref.WeakMethod[Callable[[], object]]]] = set()
+
+
 def after_fork(call: Callable[[], object]) -> None:
     """Call a method in every forked child for as long as its object lives."""
-    method = weakref.WeakMethod(call)
+    _IN_CHILD.add(weakref.WeakMethod(call, _IN_CHILD.discard))
 
-    def reset() -> None:
-        alive = method()
-        if alive is not None:
-            alive()
 
-    os.register_at_fork(after_in_child=reset)
+def _forked() -> None:
+    with ExitStack() as calls:  # calls them all, whatever one of them raises
+        for method in tuple(_IN_CHILD):
+            alive = method()
+            if alive is not None:
+                calls.callback(alive)
+
+
+# Once: a hook of the interpreter is never taken back.
+os.register_at_fork(after_in_child=_forked)
 
 
 class DaemonThreads:
@@ -65,8 +74,15 @@ class DaemonThreads:
         self._changed = threading.Condition()
         self._work: deque[Callable[[], object]] = deque()
         self._idle = 0
+        self._busy = 0
         self._threads = 0
         self._leave = False
+
+    @property
+    def spare(self) -> bool:
+        """Whether more than half of the threads that there may be have nothing to do."""
+        with self._changed:
+            return 2 * (self._busy + len(self._work)) < self._most
 
     def start(self, call: Callable[[], object]) -> None:
         """Call `call` in a thread, soon."""
@@ -103,12 +119,16 @@ class DaemonThreads:
                     self._threads -= 1
                     return
                 call = self._work.popleft()
+                self._busy += 1
             try:
                 call()
             except BaseException:
                 with changed:
+                    self._busy -= 1
                     self._threads -= 1
                 raise
+            with changed:
+                self._busy -= 1
             del call
 
 
@@ -132,6 +152,11 @@ class SystemLookup:
     def asks(self) -> str:
         """Who is asked: getaddrinfo, and the servers that it is set up for."""
         return f"getaddrinfo ({', '.join(self._conf.value().servers)})"
+
+    @property
+    def spare(self) -> bool:
+        """Whether it has threads for what is asked a second time; see `Questions`."""
+        return self._threads.spare
 
     def start(self, name: str, kind: str, done: Done) -> None:
         """Ask; see `Lookup`."""

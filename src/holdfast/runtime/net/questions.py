@@ -27,7 +27,7 @@ __all__ = ["Flight", "Questions"]
 
 _JOIN_FOR: Final[Duration] = 2.0
 """Seconds that later callers join a question. One that is older may have been lost, so a second one
-goes out, and no third."""
+goes out, and no third; not where it would take what names need that nobody was asked for yet."""
 
 _AT_ONCE: Final = 2
 
@@ -67,11 +67,19 @@ class Questions:
         lookup: who asks.
         terms: how long answers are kept.
         clock: of the answers' times to live.
+        spare: whether there is room for second questions.
     """
 
-    def __init__(self, lookup: Lookup, terms: CacheTerms, clock: Callable[[], Instant]) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        terms: CacheTerms,
+        clock: Callable[[], Instant],
+        spare: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._lookup = lookup
         self._clock = clock
+        self._spare = spare
         self._lock = threading.Lock()
         self._cache = NameCache(terms)
         self._flights: dict[tuple[str, str], list[Flight]] = {}
@@ -137,7 +145,9 @@ class Questions:
         out: list[tuple[tuple[str, str], Flight]],
     ) -> Flight:
         under_way = self._flights.setdefault(key, [])
-        if under_way and (now - under_way[-1].begun < _JOIN_FOR or len(under_way) >= _AT_ONCE):
+        if under_way and (
+            now - under_way[-1].begun < _JOIN_FOR or len(under_way) >= _AT_ONCE or not self._spare()
+        ):
             self._stats.shared += 1
             return under_way[-1]
         flight = Flight(now, stale)

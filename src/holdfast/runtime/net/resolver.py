@@ -104,12 +104,16 @@ class Resolver:
         after_fork(self._reset)
 
     def _reset(self) -> None:
-        self._questions = Questions(self.lookup, self._terms, self._clock)
+        self._questions = Questions(self.lookup, self._terms, self._clock, self._spare)
         self._ready: dict[tuple[str, int, int], tuple[Instant, Addresses]] = {}
         """What was found a moment ago, as it was handed out, and until when that is right."""
         self._hits = 0
         """How often that was enough. Not locked, which would cost a third of the whole look-up: a
         thread without a global lock may miss one."""
+
+    def _spare(self) -> bool:
+        # Only threads are few: other look-ups have no more of them for more questions.
+        return not isinstance(self.lookup, SystemLookup) or self.lookup.spare
 
     # -- for coroutines --------------------------------------------------------------------------
 
