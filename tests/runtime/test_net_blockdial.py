@@ -307,9 +307,9 @@ def test_a_proxy_that_sends_interim_responses_for_ever() -> None:
     ("answer", "says"),
     [
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "403 Forbidden"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "SSH-2.0"),
+        (b"HTTP/1.1 503 No\n\n", "503 No"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 20_000, "head of more than"),
-        (b"", "closed before it answered"),
+        (b"", "closed before it had answered"),
     ],
 )
 def test_a_proxy_that_says_no(answer: bytes, says: str) -> None:
@@ -317,3 +317,32 @@ def test_a_proxy_that_says_no(answer: bytes, says: str) -> None:
         with pytest.raises(OSError, match=says) as caught, holdfast.timeout(10.0):
             through(server)()
     assert "proxy.connect failed" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"\x15\x03\x01\x00\x02\x02\x46", "does it speak TLS"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "not HTTP/1.1: 'SSH-2"),
+        (b"220 mail\r\n", "not HTTP/1.1: '220 m"),
+    ],
+)
+def test_a_proxy_that_speaks_something_else_and_waits(answer: bytes, says: str) -> None:
+    with peer(proxy_that_says(answer, silent)) as server, nothing_left():
+        with pytest.raises(OSError, match=says) as caught, holdfast.timeout(60.0):
+            through(server)()
+    assert caught.value.errno == errno.EPROTO
+
+
+def test_a_proxy_that_ends_its_lines_with_line_feeds_alone() -> None:
+    with peer(proxy_that_says(b"HTTP/1.1 200 OK\n\n", echo)) as server, nothing_left():
+        with holdfast.timeout(60.0), through(server)() as tunnel:
+            tunnel.sendall(b"hi")
+            assert tunnel.recv(2) == b"hi"
+
+
+def test_tls_within_tls_is_refused_before_anybody_is_called(trusting: ssl.SSLContext) -> None:
+    with peer(silent) as server, nothing_left():
+        proxy = ProxyAddress("127.0.0.1", server.port, tls=trusting)
+        with pytest.raises(holdfast.UsageError, match="asynchronous dial"):
+            dial_blocking("orders.test", 443, tls=trusting, proxy=proxy, resolver=BOOK)

@@ -16,7 +16,7 @@ from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout
 from holdfast.domain.phases import Ended, Phase, Shares, Trail
 from holdfast.runtime.ambient import now
 from holdfast.runtime.net.dial import Dialer, dial
-from holdfast.runtime.net.proxying import ProxyAddress, connect_request, refusal
+from holdfast.runtime.net.proxying import ProxyAddress, connect_request, over, refusal
 from tests.runtime.dialling import (
     HELLO,
     Names,
@@ -285,3 +285,14 @@ def test_any_bytes_are_read_without_harm(head: bytes) -> None:
 @given(st.binary(max_size=8))
 def test_any_status_is_read_without_harm(rest: bytes) -> None:
     refusal(b"HTTP/1.1 " + rest + b"\r\n\r\n", PROXY, "orders.test:443")
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\n\r\n"])
+def test_a_head_is_over_at_its_empty_line(end: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nVia: me" + end
+    assert [over(head[:size]) for size in range(len(head) + 1)] == [False] * len(head) + [True]
+
+
+@given(st.binary(max_size=20).filter(lambda head: not head.startswith(b"HTTP/")))
+def test_what_is_no_http_is_over_after_five_bytes(head: bytes) -> None:
+    assert over(head) is (len(head) >= 5)

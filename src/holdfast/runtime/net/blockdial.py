@@ -10,10 +10,11 @@ import os
 import select
 import socket
 import ssl
+from contextlib import suppress
 from typing import Final
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout
+from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Ended, Phase, Shares, Trail
 from holdfast.runtime.clock import monotonic
@@ -26,7 +27,13 @@ from holdfast.runtime.net.attempt import (
     verdict,
 )
 from holdfast.runtime.net.blocking import BoundSocket, within_limit
-from holdfast.runtime.net.proxying import MOST_HEAD, ProxyAddress, connect_request, refusal
+from holdfast.runtime.net.proxying import (
+    MOST_HEAD,
+    ProxyAddress,
+    connect_request,
+    over,
+    refusal,
+)
 from holdfast.runtime.net.race import interleaved
 from holdfast.runtime.net.resolver import Address, Resolver, default_resolver
 from holdfast.runtime.scope import ambient
@@ -51,12 +58,20 @@ def dial_blocking(
     """A socket to `host`, whose every wait ends with the scope that it is in.
 
     For the arguments see `Dialer.connect`. The socket outlives the scope that it was dialled in.
+    Not both `tls` and a `proxy` with TLS of its own: a socket does not speak TLS within TLS. The
+    asynchronous `dial` does.
 
     Raises:
+        UsageError: TLS to the host through a proxy that is spoken to in TLS.
         PhaseTimeout: a phase has used up its share.
         DeadlineExceeded: there is no time left; the error says in which phase it ran out.
         OSError: `gaierror`, a refused connection, a proxy that says no, `ssl.SSLError`.
     """
+    if tls is not None and proxy is not None and proxy.tls is not None:
+        raise UsageError(
+            f"dial_blocking cannot speak TLS to {host}:{port} through proxy {proxy}, which is "
+            "spoken to in TLS itself; use the asynchronous dial, or a ProxyAddress without tls"
+        )
     here = ambient()
     now = monotonic()
     limit = min(now + timeout, NEVER if here is None else here.limit)
@@ -292,17 +307,25 @@ def _ask(sock: BoundSocket, host: str, port: int, proxy: ProxyAddress) -> None:
             return
         if isinstance(said, OSError):
             raise said
-    raise OSError(f"proxy {proxy} sends interim responses without an end")
+    raise OSError(errno.EPROTO, f"proxy {proxy} sends interim responses without an end")
 
 
 def _head(sock: BoundSocket, proxy: ProxyAddress) -> bytes:
     # Byte by byte: what comes after the head belongs to whoever speaks through the tunnel.
     head = bytearray()
-    while not head.endswith(b"\r\n\r\n"):
+    while not over(head):
         byte = sock.recv(1)
         if not byte:
-            raise ConnectionResetError(f"proxy {proxy} closed before it answered")
+            raise ConnectionResetError(
+                errno.ECONNRESET, f"proxy {proxy} closed before it had answered"
+            )
         head += byte
         if len(head) > MOST_HEAD:
-            raise OSError(f"proxy {proxy} answered with a head of more than {MOST_HEAD} bytes")
+            raise OSError(
+                errno.EPROTO, f"proxy {proxy} answered with a head of more than {MOST_HEAD} bytes"
+            )
+    if not head.endswith(b"\n"):
+        sock.settimeout(0.0)
+        with suppress(OSError):  # it is only for people to see: what is there, without waiting
+            head += sock.recv(60)
     return bytes(head)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["MOST_HEAD", "ProxyAddress", "connect_request", "refusal"]
+__all__ = ["MOST_HEAD", "ProxyAddress", "connect_request", "over", "refusal"]
 
 MOST_HEAD: Final = 16_384
 """Bytes that the head of a proxy's answer may have."""
@@ -54,6 +54,19 @@ def connect_request(host: str, port: int, headers: Sequence[tuple[str, str]]) ->
     if any(char in line for line in lines for char in "\r\n\0"):
         raise ValueError("a header for the proxy has a line break in it")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+_HTTP: Final = b"HTTP/"
+
+
+def over(head: bytes | bytearray) -> bool:
+    """Whether `refusal` can be asked: the empty line is there, or this becomes no HTTP.
+
+    Of what is no HTTP, a TLS alert or the banner of another protocol, more may never come.
+    """
+    if not head.startswith(_HTTP):
+        return len(head) >= len(_HTTP)
+    return head.endswith((b"\n\r\n", b"\n\n"))
 
 
 def refusal(head: bytes, proxy: ProxyAddress, target: str) -> OSError | int | None:
