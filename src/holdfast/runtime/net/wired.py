@@ -19,7 +19,7 @@ from holdfast.domain.errors import StreamTimeout, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.net.side import Direction, Side
-from holdfast.runtime.net.wires import Wire, name_of
+from holdfast.runtime.net.wires import Closing, Wire, name_of
 from holdfast.runtime.timers import Alarm
 
 __all__ = ["CLOSING", "RESET", "SLICE", "UNBOUNDED", "Wired"]
@@ -36,30 +36,6 @@ HIGH: Final = 262_144
 SLICE: Final = 65_536
 RESET: Final = struct.pack("ii", 1, 0)
 """A value of `SO_LINGER`: closing drops what was not sent, and resets the connection."""
-
-
-class _Closing:
-    """Whether the peer still takes what is to be sent to it.
-
-    Args:
-        patience: seconds in which it may take nothing.
-        now: when closing began.
-        left: bytes that were to be sent then.
-    """
-
-    __slots__ = ("_at", "_left", "_patience")
-
-    def __init__(self, patience: Duration, now: Instant = 0.0, left: int = 0) -> None:
-        self._patience = patience
-        self._at = now
-        self._left = left
-
-    def goes_on(self, now: Instant, left: int) -> bool:
-        """Whether to wait on, with `left` bytes still to be sent."""
-        if left < self._left:
-            self._left, self._at = left, now
-            return True
-        return left > 0 and now < self._at + self._patience
 
 
 class Wired:
@@ -90,7 +66,7 @@ class Wired:
         ) = False
         self._error: BaseException | None = None
         self._gone: asyncio.Future[None] = self.loop.create_future()
-        self._closing = _Closing(CLOSING)
+        self._closing = Closing(CLOSING)
         self._handshake: Alarm | None = None
         self._shaking = False
         self._alarms: list[Alarm] = []
@@ -286,7 +262,7 @@ class Wired:
             self.abort(reset=True)
             return
         self.closed = True
-        self._closing = _Closing(patience, self.driver.now(), self._unsent() + self._blind)
+        self._closing = Closing(patience, self.driver.now(), self._unsent() + self._blind)
         self._transport.close()
         self._reads.wake()
         self._writes.wake()

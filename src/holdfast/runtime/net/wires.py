@@ -1,4 +1,4 @@
-"""What the loop tells of a connection, handed to its stream; and what a peer is called."""
+"""What a stream is told by the loop, how long it waits at its end, and what its peer is called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-__all__ = ["Told", "Wire", "name_of"]
+from holdfast.domain.instant import Duration, Instant
+
+__all__ = ["Closing", "Told", "Wire", "name_of"]
 
 
 class Told(Protocol):
@@ -50,6 +52,30 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._stream.full(False)
+
+
+class Closing:
+    """Whether the peer still takes what is to be sent to it.
+
+    Args:
+        patience: seconds in which it may take nothing.
+        now: when closing began.
+        left: bytes that were to be sent then.
+    """
+
+    __slots__ = ("_at", "_left", "_patience")
+
+    def __init__(self, patience: Duration, now: Instant = 0.0, left: int = 0) -> None:
+        self._patience = patience
+        self._at = now
+        self._left = left
+
+    def goes_on(self, now: Instant, left: int) -> bool:
+        """Whether to wait on, with `left` bytes still to be sent."""
+        if left < self._left:
+            self._left, self._at = left, now
+            return True
+        return left > 0 and now < self._at + self._patience
 
 
 def name_of(sock: socket.socket) -> str:
