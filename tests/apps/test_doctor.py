@@ -33,6 +33,7 @@ from holdfast.apps.doctor.facts import (
 from holdfast.apps.doctor.lateness import ASKED, measurements
 from holdfast.apps.doctor.rulings import LEAST, Level, Ruling, rule, trusted
 from holdfast.apps.doctor.show import lines
+from holdfast.runtime.net.attempt import SocketOptions
 from holdfast.runtime.net.hosts import ResolvConf
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "doctor.md"
@@ -65,6 +66,17 @@ def test_a_trusted_deadline_is_ten_times_as_long_as_timers_are_late(seconds: flo
     least = trusted([late(seconds / 2), late(seconds)])
     assert least is None or least >= max(LEAST, seconds * 10)
     assert (least is None) is (seconds > 1.0)
+
+
+def test_what_is_said_of_timers_is_the_worst_of_what_was_tried() -> None:
+    found = lateness("asyncio", "holdfast", IDLE, 0.01, [0.001] * 199 + [0.080])
+    assert found.p99 < found.worst
+    assert trusted([found]) == 1.0
+    busy = lateness("asyncio", "holdfast", BUSY, 0.01, [0.3] * 7)
+    said = {ruling.id: ruling.what for ruling in rule(timers(found, found, busy))}
+    assert said["timers.trusted.asyncio.idle"].endswith("they end within 80 ms (worst of 400)")
+    assert "wakes 80 ms late (worst of 400)" in said["timers.idle_late"]
+    assert "wake 300 ms late (worst of 7)" in said["timers.busy_late"]
 
 
 def test_what_is_measured() -> None:
@@ -370,6 +382,12 @@ def test_what_is_wrong_is_ruled_and_says_what_to_do(name: str) -> None:
     assert ruling.level is level
     assert ruling.what
     assert ruling.do
+
+
+def test_what_is_said_of_vanished_peers_is_so_of_what_is_dialled_by_default() -> None:
+    ruling = by_id(rule(STORIES["kernel.write"][1]))["kernel.write"]
+    assert "no TCP_USER_TIMEOUT unless it is set" in ruling.do
+    assert SocketOptions().user_timeout is None
 
 
 def test_where_all_is_well_nothing_is_to_be_done() -> None:

@@ -40,7 +40,7 @@ class Lateness:
         count: times that it was tried.
         earliest: the least.
         p50: the median.
-        p99: no more than this in 99 of 100 (nearest rank).
+        p99: no more than this in 99 of 100 (nearest rank); of up to 100 tries the worst, or nearly.
         worst: the most.
     """
 

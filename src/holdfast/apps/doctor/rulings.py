@@ -82,12 +82,12 @@ def rule(facts: Facts) -> list[Ruling]:
 
 
 def trusted(timers: Sequence[Lateness]) -> Duration | None:
-    """The shortest round deadline that ends within a tenth of itself, 99 times of 100; else none.
+    """The shortest round deadline that ended within a tenth of itself each time; else none.
 
     Args:
         timers: one loop under one load, all waits.
     """
-    worst = max((found.p99 for found in timers), default=0.0)
+    worst = max((found.worst for found in timers), default=0.0)
     return next((at for at in _ROUND if worst * _PART <= at), None)
 
 
@@ -127,7 +127,7 @@ def _trust(waiter: str, load: str, rows: Sequence[Lateness]) -> Iterator[Ruling]
     if not rows:
         return
     least = trusted(rows)
-    late = format_duration(max(found.p99 for found in rows))
+    late = format_duration(max(found.worst for found in rows))
     where = f"{waiter}, {load}"
     name = f"{_TRUSTED}{waiter}.{load.replace(' ', '_')}"
     if least is None:
@@ -142,20 +142,26 @@ def _trust(waiter: str, load: str, rows: Sequence[Lateness]) -> Iterator[Ruling]
             name,
             Level.OK,
             f"{where}: deadlines of {format_duration(least)} and more can be trusted, they end "
-            f"within {late} (99 of 100)",
+            f"within {late} ({_worst_of(rows)})",
         )
 
 
+def _worst_of(rows: Sequence[Lateness]) -> str:
+    return f"worst of {sum(found.count for found in rows)}"
+
+
 def _late(ours: Sequence[Lateness], host: HostFacts) -> Iterator[Ruling]:
-    idle = max((found.p99 for found in ours if found.load == IDLE), default=0.0)
-    busy = max((found.p99 for found in ours if found.load == BUSY), default=0.0)
+    at_rest = [found for found in ours if found.load == IDLE]
+    beside = [found for found in ours if found.load == BUSY]
+    idle = max((found.worst for found in at_rest), default=0.0)
+    busy = max((found.worst for found in beside), default=0.0)
     if idle > _LATE:
         load = "" if host.load is None else f", load {host.load:.2g}"
         yield Ruling(
             "timers.idle_late",
             Level.BAD if idle > _MUCH_TOO_LATE else Level.WARNING,
             f"also with nothing else to do, the event loop wakes {format_duration(idle)} late "
-            f"(99 of 100); {host.cpus_reason}{load}",
+            f"({_worst_of(at_rest)}); {host.cpus_reason}{load}",
             "look who else computes here; in a container, whether its quota throttles it "
             "(nr_throttled in cpu.stat)",
         )
@@ -164,7 +170,7 @@ def _late(ours: Sequence[Lateness], host: HostFacts) -> Iterator[Ruling]:
             "timers.busy_late",
             Level.NOTE,
             f"one thread that computes makes the event loop wake {format_duration(busy)} late "
-            f"(99 of 100): it hands the interpreter over every "
+            f"({_worst_of(beside)}): it hands the interpreter over every "
             f"{format_duration(host.switch_interval)}",
             "let other processes compute; or shorten sys.setswitchinterval()",
         )
@@ -309,7 +315,8 @@ def _kernel(kernel: KernelFacts) -> Iterator[Ruling]:
             Level.NOTE,
             "a connection whose peer has vanished ends by itself after "
             f"{format_duration(kernel.write_gives_up)} at least (tcp_retries2)",
-            "nothing for connections that Holdfast dials, which have TCP_USER_TIMEOUT",
+            "nothing for calls of Holdfast, which end at their deadline; connections that are kept "
+            "have no TCP_USER_TIMEOUT unless it is set: SocketOptions(user_timeout=...)",
         )
 
 

@@ -120,7 +120,9 @@ def _timers(timers: Sequence[Lateness]) -> Iterator[Line]:
     columns = [
         max(len(head), *(len(cells[at]) for _, cells in rows)) for at, head in enumerate(heads)
     ]
-    yield "timers: how late, in ms: median, 99 of 100, worst (least, where early)", _HEAD
+    tries = sorted({found.count for found in timers})
+    of = "-".join(str(count) for count in dict.fromkeys((*tries[:1], *tries[-1:])))
+    yield f"timers: how late, in ms: median, worst of {of} (least, where early)", _HEAD
     yield "  " + " " * wide + _padded(heads, columns), _DIM
     for name, cells in rows:
         yield f"  {name:{wide}}{_padded(cells, columns)}", ""
@@ -140,7 +142,7 @@ def _row_name(key: tuple[str, str, str]) -> str:
 def _cell(timers: Sequence[Lateness], key: tuple[str, str, str], asked: Duration) -> str:
     for found in timers:
         if (found.waiter, found.timer, found.load) == key and found.asked == asked:
-            text = f"{_ms(found.p50)} {_ms(found.p99)} {_ms(found.worst)}"
+            text = f"{_ms(found.p50)} {_ms(found.worst)}"
             return f"{text} ({_ms(found.earliest)})" if found.earliest < -50e-6 else text
     return ""
 
