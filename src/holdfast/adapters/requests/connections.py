@@ -8,6 +8,7 @@ wherever it is handed to.
 from __future__ import annotations
 
 import http.client
+import io
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,7 +33,7 @@ from holdfast.runtime.net.blockdial import connect_blocking, late
 from holdfast.runtime.net.blocking import BoundSocket, within_limit
 from holdfast.runtime.net.resolver import Resolver
 
-__all__ = ["BoundConnection"]
+__all__ = ["BoundConnection", "peeked"]
 
 _LEAST: Final[Duration] = 0.001
 _read_headers: Final[Any] = http.client._read_headers  # type: ignore[attr-defined]
@@ -100,6 +101,47 @@ class _Reading:
         if original is None or original.isclosed():
             call.done()
         return swallowed
+
+
+class _Again(io.BytesIO):
+    """What was read of a body, to be read once more; then the error that came, if one did."""
+
+    def __init__(self, data: bytes, error: Exception | None) -> None:
+        super().__init__(data)
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of a file."""
+        return self._or_error(super().read(size), whole=size is None or size < 0)
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """As of a file."""
+        return self._or_error(super().read1(-1 if size is None else size), whole=False)
+
+    def _or_error(self, data: bytes, *, whole: bool) -> bytes:
+        if self._error is not None and (whole or not data):
+            raise self._error
+        return data
+
+
+def peeked(raw: object) -> bytes:
+    """The whole body of a response, which stays there to be read; nothing of one of others.
+
+    An error that comes meanwhile is kept for whoever reads the body.
+    """
+    body: Any = raw
+    if not isinstance(raw, _Body) or not isinstance(body._fp, http.client.HTTPResponse):
+        return b""
+    data = b""
+    error: Exception | None = None
+    try:
+        data = body._fp.read()
+    except http.client.IncompleteRead as exc:
+        data, error = exc.partial, exc
+    except (http.client.HTTPException, OSError) as exc:
+        error = exc
+    body._fp = _Again(data, error)
+    return b"" if error is not None else data
 
 
 class BoundConnection(HTTPConnection):

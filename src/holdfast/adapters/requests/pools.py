@@ -116,6 +116,8 @@ def _pause(call: PooledCall | None, seconds: Duration) -> None:
         raise call.too_little(
             f"another attempt would begin in {format_duration(seconds)}, {left} left"
         )
+    if call is not None:
+        call.paused(f"then a pause of {format_duration(seconds)} before another attempt")
     _ASLEEP.wait(seconds)
 
 

@@ -59,9 +59,16 @@ class PooledCall(Call):
         return until
 
     def done(self, error: BaseException | None = None) -> None:
-        """The call is over: whoever watches calls is told, once."""
-        if self.outbound.options.observer is not None:
+        """The call is over: whoever watches calls is told, once.
+
+        While a thread makes the call, what ends is one attempt or one redirect of it.
+        """
+        if self.outbound.options.observer is not None and WORKING.call is not self:
             super().done(error)
+
+    def paused(self, detail: str) -> None:
+        """The library waits before another attempt, which is no part of any phase."""
+        self.trail.end(self.now(), Ended.DONE, detail)
 
     def dial(self) -> Trail:
         """A dial begins, whose phases are bounded by itself; the record."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from holdfast.adapters.requests.classes import ClientClasses
+from holdfast.adapters.requests.connections import peeked
 from holdfast.adapters.requests.pools import is_bounded
 from holdfast.adapters.requests.working import WORKING, PooledCall, working_for
 from holdfast.domain.errors import HoldfastError
@@ -123,12 +124,10 @@ def _urlopen(
                 return inner(method, url, *args, **kwargs)
         call = _call(made, method, base + url)
         response = _made(call, made, lambda: inner(method, url, *args, **kwargs))
-        if response.status < 400 and call.ledger is None:
-            return response
-        preloaded = kwargs.get("preload_content", True)
-        return _observed(
-            call, response, response.status, lambda: response.data if preloaded else b""
-        )
+        if response.status >= 400 or call.ledger is not None:
+            preloaded = kwargs.get("preload_content", True)
+            _observe(call, response, response.status, lambda: response.data if preloaded else b"")
+        return _handed_over(call, response, response)
 
     return urlopen
 
@@ -138,13 +137,12 @@ def _send(inner: Callable[..., Any], made: ClientClasses, hops: _Hops) -> Callab
         call = _call(made, request.method or "GET", request.url or "")
         call.record.redirects = hops.count
         response = _made(call, made, lambda: inner(request, stream=stream, **kwargs))
-        if response.status_code < 400 and call.ledger is None:
-            return response
-        size = response.headers.get("content-length", "")
-        short = size.isdigit() and 0 < int(size) <= PEEK
-        return _observed(
-            call, response, response.status_code, lambda: response.content if short else b""
-        )
+        raw = response.raw
+        if response.status_code >= 400 or call.ledger is not None:
+            size = response.headers.get("content-length", "")
+            short = size.isdigit() and 0 < int(size) <= PEEK
+            _observe(call, response, response.status_code, lambda: peeked(raw) if short else b"")
+        return _handed_over(call, response, raw)
 
     return send
 
@@ -178,6 +176,18 @@ def _made(call: PooledCall, made: ClientClasses, work: Callable[[], Any]) -> Any
         if error is exc:
             raise
         raise error from exc
+    except BaseException as exc:
+        # Of the body that is sent, of a hook, or Ctrl-C: no error of the network, but an end.
+        call.done(exc)
+        raise
+
+
+def _handed_over(call: PooledCall, response: Any, raw: Any) -> Any:
+    """The response, for the caller: its body ends the call, or has done so."""
+    original = getattr(raw, "_original_response", None)
+    if original is None or original.isclosed() or getattr(raw, "holdfast_call", None) is not call:
+        call.done()
+    return response
 
 
 def _ours(exc: Exception) -> Exception | None:
@@ -188,7 +198,7 @@ def _ours(exc: Exception) -> Exception | None:
     return None
 
 
-def _observed(call: PooledCall, response: Any, status: int, body: Callable[[], bytes]) -> Any:
+def _observe(call: PooledCall, response: Any, status: int, body: Callable[[], bytes]) -> None:
     headers = {name.lower(): value for name, value in response.headers.items()}
     try:
         look = call.worth_a_look(status, headers)
@@ -197,7 +207,6 @@ def _observed(call: PooledCall, response: Any, status: int, body: Callable[[], b
         call.done(exc)
         response.close()
         raise
-    return response
 
 
 # -- undoing ---------------------------------------------------------------------------------------
