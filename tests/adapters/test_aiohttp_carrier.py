@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -276,7 +277,9 @@ async def test_with_the_gate_of_a_component(first: bool) -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-async def test_a_handler_ends_when_its_client_goes(native: bool) -> None:
+async def test_a_handler_ends_when_its_client_goes(
+    native: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(handler_cancellation=native) as (app, session, url):
         call = asyncio.ensure_future(session.get(url + "slow"))
         await app.begun.wait()
@@ -289,6 +292,18 @@ async def test_a_handler_ends_when_its_client_goes(native: bool) -> None:
                 break
             await asyncio.sleep(0.01)
         assert app.carrier.counts["ended.client_disconnected"] == 1
+        await asyncio.sleep(0.05)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_begun_response_of_which_the_client_goes(caplog: pytest.LogCaptureFixture) -> None:
+    async with served() as (app, session, url):
+        async with session.get(url + "silent") as response:
+            response.close()
+        async with asyncio.timeout(5):
+            await app.ended.wait()
+        await asyncio.sleep(0.05)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_an_identity_is_kept_or_made() -> None:

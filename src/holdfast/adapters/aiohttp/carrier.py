@@ -118,9 +118,14 @@ class AiohttpCarrier:
                     await socket.close(code=code, message=reason.encode())
             return socket
         transport = exchange.request.transport
-        if exchange.started and transport is not None:
+        gone = cause.kind is CauseKind.DISCONNECT
+        if (exchange.started or gone) and transport is not None:
             # Cut, so that nobody takes a part for the whole.
             transport.abort()
+        if gone:
+            # There is nobody to answer; the number is for aiohttp's access log.
+            exchange.answered = True
+            return web.Response(status=status_of(cause))
         return exchange.answer(cause)
 
     def _note(self, exchange: Exchange, cause: Cause) -> None:

@@ -52,7 +52,11 @@ def status_of(cause: Cause) -> int:
 
 def title_of(cause: Cause) -> str:
     """What may be told to anybody: no name, no number."""
-    return _TITLES[504 if cause.kind is CauseKind.DEADLINE else 503]
+    return _TITLES[_told_as(cause)]
+
+
+def _told_as(cause: Cause) -> int:
+    return 504 if cause.kind is CauseKind.DEADLINE else 503
 
 
 def retry_after(seconds: Duration) -> bytes:
@@ -94,14 +98,14 @@ def answer_to(
 
 
 def _body(cause: Cause, status: int, request_id: str, details: bool) -> bytes:
-    title = _TITLES[status]
+    title = title_of(cause)
     if details:
         return problem(cause, status=status, title=title, request_id=request_id)
     members = {
         "type": problem_type(cause.kind),
         "title": title,
         "status": status,
-        "detail": _DETAILS[status],
+        "detail": _DETAILS[_told_as(cause)],
         "request_id": request_id,
     }
     return json.dumps(members, ensure_ascii=False).encode()
