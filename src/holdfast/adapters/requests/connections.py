@@ -19,6 +19,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    LocationParseError,
     NameResolutionError,
     NewConnectionError,
 )
@@ -175,8 +176,13 @@ class BoundConnection(HTTPConnection):
 
     def _connected(self, call: PooledCall | None) -> socket.socket:
         own = self.timeout if isinstance(self.timeout, int | float) else NEVER
-        if self.holdfast_dials:
+        if self.holdfast_dials or (self.source_address and self.source_address[1]):
+            # To one port of our own there is one attempt at a time, as the library makes them.
             return self._connected_by_theirs(call, own)
+        try:
+            self._dns_host.encode("idna")
+        except UnicodeError:
+            raise LocationParseError(f"{self.host!r}, label empty or too long") from None
         if call is None:
             target = f"{self._dns_host}:{self.port}"
             trail = Trail(target, monotonic(), NEVER, self.holdfast_shares)
@@ -190,7 +196,7 @@ class BoundConnection(HTTPConnection):
                 self._dns_host.strip("[]"),
                 self.port,
                 trail=trail,
-                resolver=self.holdfast_resolver,
+                resolver=self.holdfast_resolver if call is None else call.resolver,
                 options=options,
                 most=own,
             )
@@ -209,7 +215,7 @@ class BoundConnection(HTTPConnection):
         return sock
 
     def _connected_by_theirs(self, call: PooledCall | None, own: Duration) -> socket.socket:
-        # For example through SOCKS. Its look-up of the name is a part of connecting.
+        # For example through SOCKS. Its look-up of the name is a part of connecting, unbounded.
         before: Any = self.timeout
         if call is not None:
             self.timeout = _seconds(min(own, _left(call.begin(Phase.CONNECT))))

@@ -9,9 +9,12 @@ from typing import Final
 from holdfast.domain.errors import InsufficientBudget, PhaseTimeout
 from holdfast.domain.instant import Instant
 from holdfast.domain.phases import Ended, Phase, Trail
+from holdfast.runtime.net.resolver import Resolver
 from holdfast.runtime.outbound import Call, Outbound
 
 __all__ = ["WORKING", "PooledCall", "working_for"]
+
+_LONGEST_NAME: Final = 96
 
 
 class PooledCall(Call):
@@ -23,9 +26,12 @@ class PooledCall(Call):
     Attributes:
         record: its record, which may lack what is only noted; for counting.
         until: monotonic instant by which the phase under way must be over.
+        resolver: who looks names up for it.
     """
 
-    __slots__ = ("_bounded", "_marks", "record", "until")
+    __slots__ = ("_bounded", "_marks", "record", "resolver", "until")
+
+    resolver: Resolver
 
     record: Trail
 
@@ -65,6 +71,14 @@ class PooledCall(Call):
         """
         if self.outbound.options.observer is not None and WORKING.call is not self:
             super().done(error)
+
+    def moved(self, method: str, host: str, path: str, target: str) -> None:
+        """The call is sent elsewhere: what comes is that host's."""
+        self.record.redirects += 1
+        if host:  # no part of the same place
+            self._host = self.outbound.options.service or host
+            self.name = f"{method} {self._host}{path}"[:_LONGEST_NAME]
+            self.record.target = f"{method} {target}"
 
     def paused(self, detail: str) -> None:
         """The library waits before another attempt, which is no part of any phase."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit
+from weakref import WeakSet
 
 from holdfast.adapters.requests.classes import ClientClasses
 from holdfast.adapters.requests.connections import peeked
@@ -18,20 +17,34 @@ from holdfast.runtime.outbound import PEEK
 __all__ = ["unwrap", "wrap_manager", "wrap_pool", "wrap_session"]
 
 _MARK: Final = "_holdfast_undo"
+_USERS: Final = "_holdfast_users"
 _CLASS: Final = "__class__"
+_CLASSES: Final = "pool_classes_by_scheme"
 
 
-class _Hops(threading.local):
-    """How often the call of this thread was sent elsewhere."""
+class _Sending(threading.local):
+    """Which session sends in this thread, and how often the call was sent elsewhere.
 
-    inside = False
-    count = 0
+    Attributes:
+        session: the instrumented one; an adapter may belong to several.
+        made: what that one is made of.
+        within: the call whose body is being sent meanwhile; a `send` in it is no redirect.
+        redirects: so far.
+    """
+
+    session: Any = None
+    made: ClientClasses | None = None
+    within: PooledCall | None = None
+    redirects: int = 0
+
+
+_SENDING: Final = _Sending()
 
 
 def wrap_manager(manager: Any, made: ClientClasses) -> None:
     """Instrument a `PoolManager`."""
     unwrap(manager)
-    _bounded_pools(manager, made)
+    _bounded_pools(manager, made, manager)
     # A call of the manager inside of one is a redirect, unless a body is being sent.
     _replace(manager, "urlopen", lambda inner: _urlopen(inner, made, "", lambda _: True))
 
@@ -57,58 +70,87 @@ def _drop_connections(pool: Any) -> None:
 
 
 def wrap_session(session: Any, made: ClientClasses) -> None:
-    """Instrument a `requests.Session`."""
+    """Instrument a `requests.Session`, with the adapters that it has and will have."""
     unwrap(session)
-    hops = _Hops()
 
     def counted(inner: Callable[..., Any]) -> Callable[..., Any]:
-        # Every redirect is a `send` inside the first one.
         def send(request: Any, **kwargs: Any) -> Any:
-            if hops.inside:
-                hops.count += 1
+            now, call = _SENDING, WORKING.call
+            if now.session is session and now.within is call:
+                # Every redirect is a `send` inside the first one.
+                now.redirects += 1
                 return inner(request, **kwargs)
-            hops.inside, hops.count = True, 0
+            before = (now.session, now.made, now.within, now.redirects)
+            now.session, now.made, now.within, now.redirects = session, made, call, 0
             try:
                 return inner(request, **kwargs)
+            except made.known.any as exc:
+                _keep_notes(exc)
+                raise
             finally:
-                hops.inside = False
+                now.session, now.made, now.within, now.redirects = before
 
         return send
 
+    def mounting(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def mount(prefix: Any, adapter: Any) -> None:
+            inner(prefix, adapter)
+            _wrap_adapter(adapter, made, session)
+
+        return mount
+
     _replace(session, "send", counted)
+    _replace(session, "mount", mounting)
     for adapter in {id(one): one for one in session.adapters.values()}.values():
-        _wrap_adapter(adapter, made, hops)
+        _wrap_adapter(adapter, made, session)
 
 
-def _wrap_adapter(adapter: Any, made: ClientClasses, hops: _Hops) -> None:
-    unwrap(adapter)
+def _keep_notes(exc: Exception) -> None:
+    # requests makes its own error of that of a body, which has the notes.
+    inner = exc.args[0] if exc.args else None
+    for note in getattr(inner, "__notes__", ()):
+        if note not in getattr(exc, "__notes__", ()):
+            exc.add_note(note)
+
+
+def _wrap_adapter(adapter: Any, made: ClientClasses, session: Any) -> None:
+    if not _first_user(adapter, session):
+        return
     manager = getattr(adapter, "poolmanager", None)
     if manager is not None:
-        unwrap(manager)
-        _bounded_pools(manager, made)
+        _bounded_pools(manager, made, adapter)
 
     def proxied(inner: Callable[..., Any]) -> Callable[..., Any]:
         def proxy_manager_for(proxy: str, **kwargs: Any) -> Any:
             found = inner(proxy, **kwargs)
-            if not hasattr(found, _MARK):
-                _bounded_pools(found, made)
+            _bounded_pools(found, made, adapter)
             return found
 
         return proxy_manager_for
 
     if hasattr(adapter, "proxy_manager_for"):
         for found in getattr(adapter, "proxy_manager", {}).values():
-            unwrap(found)
-            _bounded_pools(found, made)
+            _bounded_pools(found, made, adapter)
         _replace(adapter, "proxy_manager_for", proxied)
-    _replace(adapter, "send", lambda inner: _send(inner, made, hops))
+    _replace(adapter, "send", _send)
 
 
-def _bounded_pools(manager: Any, made: ClientClasses) -> None:
+def _bounded_pools(manager: Any, made: ClientClasses, user: Any) -> None:
+    if not _first_user(manager, user):
+        return
     theirs = manager.pool_classes_by_scheme
-    pools = {scheme: made.pool(kind) for scheme, kind in theirs.items()}
-    _set(manager, "pool_classes_by_scheme", pools)
+    _set(manager, _CLASSES, {scheme: made.pool(kind) for scheme, kind in theirs.items()})
     manager.clear()
+
+
+def _first_user(subject: Any, user: Any) -> bool:
+    """Note that `user` needs `subject` instrumented; whether nobody did so far."""
+    users: WeakSet[Any] | None = subject.__dict__.get(_USERS)
+    if users is None:
+        subject.__dict__[_USERS] = WeakSet([user])
+        return True
+    users.add(user)
+    return False
 
 
 # -- calls -----------------------------------------------------------------------------------------
@@ -121,8 +163,10 @@ def _urlopen(
         if WORKING.call is not None:
             retries = args[2] if len(args) > 2 else kwargs.get("retries")
             if goes_on(retries) and (base or not WORKING.sending):
+                if not base:
+                    WORKING.call.moved(method, *_parts(url))
                 return inner(method, url, *args, **kwargs)
-        call = _call(made, method, base + url)
+        call = _call(made, method, f"{base}{url}")
         response = _made(call, made, lambda: inner(method, url, *args, **kwargs))
         if response.status >= 400 or call.ledger is not None:
             preloaded = kwargs.get("preload_content", True)
@@ -132,10 +176,13 @@ def _urlopen(
     return urlopen
 
 
-def _send(inner: Callable[..., Any], made: ClientClasses, hops: _Hops) -> Callable[..., Any]:
+def _send(inner: Callable[..., Any]) -> Callable[..., Any]:
     def send(request: Any, stream: bool = False, **kwargs: Any) -> Any:
+        made = _SENDING.made
+        if made is None:  # by a session that is not instrumented
+            return inner(request, stream=stream, **kwargs)
         call = _call(made, request.method or "GET", request.url or "")
-        call.record.redirects = hops.count
+        call.record.redirects = _SENDING.redirects
         response = _made(call, made, lambda: inner(request, stream=stream, **kwargs))
         raw = response.raw
         if response.status_code >= 400 or call.ledger is not None:
@@ -148,15 +195,22 @@ def _send(inner: Callable[..., Any], made: ClientClasses, hops: _Hops) -> Callab
 
 
 def _call(made: ClientClasses, method: str, url: str) -> PooledCall:
-    return PooledCall(made.outbound, method, *_parts(url))
+    call = PooledCall(made.outbound, method, *_parts(url))
+    call.resolver = made.resolver
+    return call
 
 
-@lru_cache(128)
 def _parts(url: str) -> tuple[str, str, str]:
-    """Host, path, and all of it that may be told: without user, password and query."""
-    parts = urlsplit(url)
-    netloc = parts.netloc.rpartition("@")[2]
-    return parts.hostname or "", parts.path, f"{parts.scheme}://{netloc}{parts.path}"
+    """Host, path, and all of it that may be told: without user, password and query.
+
+    No URL is an error here, as the library has one for it; and none is kept, for its password.
+    """
+    scheme, _, rest = str(url).partition("://")
+    rest = rest.partition("#")[0].partition("?")[0]
+    netloc, slash, path = rest.partition("/")
+    netloc = netloc.rpartition("@")[2]
+    bare = netloc[1:].partition("]") if netloc.startswith("[") else netloc.partition(":")
+    return bare[0].lower(), slash + path, f"{scheme}://{netloc}{slash}{path}"
 
 
 def _made(call: PooledCall, made: ClientClasses, work: Callable[[], Any]) -> Any:
@@ -223,19 +277,36 @@ def _set(subject: Any, name: str, value: Any) -> None:
 
 
 def unwrap(subject: Any) -> None:
-    """Undo what was done to a client and to what is below it."""
-    for below in (
-        *getattr(subject, "adapters", {}).values(),
-        getattr(subject, "poolmanager", None),
-    ):
-        if below is not None:
-            unwrap(below)
-    for below in (
-        getattr(subject, "proxy_manager", {}).values() if hasattr(subject, "proxy_manager") else ()
-    ):
-        unwrap(below)
-    undo: dict[str, Any] = subject.__dict__.pop(_MARK, {})
-    for name, value in undo.items():
+    """Undo what was done to a client, and to what is below it unless another one needs it."""
+    if hasattr(subject, "adapters"):
+        for adapter in subject.adapters.values():
+            _unused(adapter, subject)
+    _unused(subject, subject)
+
+
+def _unused(subject: Any, user: Any) -> None:
+    """`user` needs `subject` no more; undo what was done to it when nobody does."""
+    users: WeakSet[Any] | None = subject.__dict__.get(_USERS)
+    if users is not None:
+        users.discard(user)
+        if users:
+            if subject is user:  # a manager that is called no more, though its pools are in use
+                _restore(subject, "urlopen")
+            return
+        del subject.__dict__[_USERS]
+        proxies: dict[str, Any] = getattr(subject, "proxy_manager", {})
+        for manager in (getattr(subject, "poolmanager", None), *proxies.values()):
+            if manager is not None:
+                _unused(manager, subject)
+    _restore(subject, *subject.__dict__.get(_MARK, ()))
+
+
+def _restore(subject: Any, *names: str) -> None:
+    undo: dict[str, Any] = subject.__dict__.get(_MARK, {})
+    for name in names:
+        value = undo.pop(name, _USERS)
+        if value is _USERS:
+            continue
         if name == _CLASS:
             subject.__class__ = value
             _drop_connections(subject)
@@ -243,5 +314,7 @@ def unwrap(subject: Any) -> None:
             delattr(subject, name)
         else:
             setattr(subject, name, value)
-    if "pool_classes_by_scheme" in undo:
-        subject.clear()
+        if name == _CLASSES:
+            subject.clear()
+    if not undo:
+        subject.__dict__.pop(_MARK, None)
