@@ -150,6 +150,52 @@ async def test_a_peer_that_trickles_is_given_up_long_before_the_deadline() -> No
         Bounded(slow, least_rate=-1)
 
 
+async def test_who_takes_long_over_what_came_is_not_taken_for_a_slow_peer() -> None:
+    brisk = Bounded(Slow(*[b"x" * 20] * 5, every=1.0), least_rate=10, patience=2.0)
+    async for _ in parts(brisk):
+        await asyncio.sleep(100)
+
+
+async def test_whose_time_it_was_that_ran_out() -> None:
+    async with holdfast.timeout(3.0):
+        inner = Bounded(Slow(b"x", every=50.0))
+    outer = Bounded(inner, least_rate=10, patience=10.0)
+    with pytest.raises(holdfast.DeadlineExceeded):  # and not: too slow
+        await outer.read()
+    slow = Bounded(Slow(b"x", every=50.0), least_rate=10, patience=10.0)
+    with pytest.raises(holdfast.DeadlineExceeded):
+        async with holdfast.timeout(1.0):
+            await slow.read()
+    for _ in range(2):
+        with pytest.raises(StreamTimeout, match="10 bytes/s"):
+            await slow.read()
+
+
+async def test_every_reader_takes_bytes_back() -> None:
+    limit = Limit(Slow(b"abcdef"), 4)
+    for reader in (Chain(Slow(b"abcd")), limit, Bounded(Slow(b"abcd"), least_rate=1)):
+        assert await reader.read(3) == b"abc"
+        reader.unread(b"bc")
+        reader.unread(b"")
+        assert await reader.read(0) == b""
+        assert await reader.read(1) == b"b"
+        assert await reader.read(5) == b"c"
+        assert await reader.read(5) == b"d"
+    for _ in range(2):
+        with pytest.raises(LimitExceeded):  # there was more, and there is no way back from that
+            await limit.read()
+    assert limit.left == 0
+
+
+async def test_bytes_pushed_back_while_a_chain_waits_come_before_its_next_part() -> None:
+    chain = Chain(Slow(every=1.0), Slow(b"tail", every=1.0))
+    reading = asyncio.ensure_future(chain.read())
+    await asyncio.sleep(0.5)
+    chain.unread(b"back")
+    assert await reading == b"back"
+    assert await chain.read() == b"tail"
+
+
 async def test_everything_in_one_piece_or_not_at_all() -> None:
     assert await read_all(Slow(b"ab", b"cd"), 4) == b"abcd"
     with pytest.raises(LimitExceeded):

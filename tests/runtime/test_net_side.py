@@ -36,7 +36,7 @@ async def waiting_on(side: Side) -> asyncio.Task[None]:
     return waiting
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
 async def test_the_loop_gets_the_turns_it_needs_to_hand_over_what_is_there(turns: int) -> None:
     side = Side(Whole(ready=True), "read")
     side.at = now() - 1
