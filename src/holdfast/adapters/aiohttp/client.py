@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
+import warnings
 from collections.abc import Callable
-from functools import partial
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from aiohttp import ClientRequest, ClientResponse
-from aiohttp.helpers import BaseTimerContext
 
+from holdfast.adapters.aiohttp.calling import Request, Response, SessionCall
 from holdfast.adapters.aiohttp.connecting import CURRENT, Dialled
 from holdfast.adapters.aiohttp.connector import HoldfastConnector
 from holdfast.adapters.aiohttp.errors import ERRORS
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration
-from holdfast.domain.phases import DEFAULT_SHARES, Phase, Shares
+from holdfast.domain.phases import DEFAULT_SHARES, Shares
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.net.phased import blamed
 from holdfast.runtime.net.resolver import Resolver, default_resolver
-from holdfast.runtime.net.wired import RESET
 from holdfast.runtime.outbound import PEEK, Call, Options, Outbound
 from holdfast.runtime.scope import Scope
 
@@ -37,12 +33,8 @@ __all__ = ["instrument", "uninstrument"]
 S = TypeVar("S", bound=aiohttp.ClientSession)
 
 _MARK: Final = "_holdfast_undo"
+_DIALLED: Final = "_holdfast_dialled"
 _ABSENT: Final = object()
-_WITHOUT_TLS: Final = tuple(
-    phase
-    for phase in Phase
-    if phase is not Phase.TLS and phase not in (Phase.GRPC_HEADER, Phase.GRPC_MESSAGE)
-)
 _BEHIND: Final[Duration] = 0.01
 """Seconds that aiohttp's timer is behind the limit, so that the scope around a call is first."""
 
@@ -84,7 +76,7 @@ def instrument(
             when none is given.
 
     Raises:
-        TypeError: `session` is something else.
+        TypeError: `session` is something else, or closed.
         ValueError: a number of seconds is negative.
     """
     uninstrument(session)
@@ -92,18 +84,20 @@ def instrument(
     outbound = Outbound(options, ERRORS)
     subject: Any = session
     connector: Any = session.connector
+    if connector is None:
+        raise TypeError(f"{session!r} is closed; instrument a session before it is closed")
     if not isinstance(connector, HoldfastConnector):
-        dialled = Dialled(connector, resolver or default_resolver())
-        for name, value in dialled.fields().items():
-            _set(connector, name, value)
-    _set(subject, "_request_class", _variant(_Request, subject._request_class))
-    _set(subject, "_response_class", _variant(_Response, subject._response_class))
-    _set(subject, "_request", _requesting(subject, subject._request, outbound))
+        _dialling(connector).owners.add(session)
+    _set(subject, "_request_class", _variant(Request, subject._request_class))
+    _set(subject, "_response_class", _variant(Response, subject._response_class))
+    _set(subject, "_request", _requesting(subject, subject._request, outbound, resolver))
     return session
 
 
 def uninstrument(session: S) -> S:
     """Undo `instrument`; the same session. One that is not instrumented stays as it is.
+
+    Others that share its connector stay as they are, too.
 
     Raises:
         TypeError: `session` is not a session of aiohttp.
@@ -111,17 +105,37 @@ def uninstrument(session: S) -> S:
     subject: Any = session
     if not isinstance(subject, aiohttp.ClientSession):
         raise TypeError(f"{session!r} is not an aiohttp.ClientSession")
-    for one in (subject, subject.connector):
-        if one is None:
-            continue
-        fields = _fields(one)
-        undo: dict[str, Any] = fields.pop(_MARK, {})
-        for name, value in undo.items():
-            if value is _ABSENT:
-                fields.pop(name, None)
-            else:
-                fields[name] = value
+    _undo(subject)
+    connector: Any = subject.connector
+    if connector is not None:
+        dialled: Dialled | None = _fields(connector).get(_DIALLED)
+        if dialled is not None:
+            dialled.owners.discard(subject)
+            if all(owner.closed for owner in dialled.owners):
+                _undo(connector)
     return session
+
+
+def _dialling(connector: Any) -> Dialled:
+    """What dials for a connector, which several sessions may share."""
+    fields = _fields(connector)
+    dialled: Dialled | None = fields.get(_DIALLED)
+    if dialled is None:
+        dialled = Dialled(connector, default_resolver())
+        _set(connector, _DIALLED, dialled)
+        for name, value in dialled.fields().items():
+            _set(connector, name, value)
+    return dialled
+
+
+def _undo(subject: Any) -> None:
+    fields = _fields(subject)
+    undo: dict[str, Any] = fields.pop(_MARK, {})
+    for name, value in undo.items():
+        if value is _ABSENT:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
 
 
 def _fields(subject: Any) -> dict[str, Any]:
@@ -144,13 +158,15 @@ def _variant(ours: type, theirs: type) -> type:
 # -- a call ----------------------------------------------------------------------------------------
 
 
-def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> Callable[..., Any]:
+def _requesting(
+    session: Any, inner: Callable[..., Any], outbound: Outbound, resolver: Resolver | None
+) -> Callable[..., Any]:
     async def request(method: str, str_or_url: Any, **kwargs: Any) -> Any:
         try:
             url = session._build_url(str_or_url)
         except ValueError:
             return await inner(method, str_or_url, **kwargs)  # which says what is wrong with it
-        call = _Call(outbound, method.upper(), url)
+        call = SessionCall(outbound, session, method.upper(), url, resolver)
         token = CURRENT.set(call)
         try:
             call.admit()
@@ -162,8 +178,8 @@ def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> 
                 except asyncio.CancelledError:
                     blamed(call.trail, call.now())
                     raise
-                response.watch(call)
                 await _look(call, response)
+                response.watch(call)
         except Exception as exc:
             call.drop()
             error = _explained(call, exc)
@@ -182,8 +198,8 @@ def _requesting(session: Any, inner: Callable[..., Any], outbound: Outbound) -> 
     return request
 
 
-def _explained(call: Call, exc: Exception) -> Exception:
-    if isinstance(exc, HoldfastError):
+def _explained(call: SessionCall, exc: Exception) -> Exception:
+    if isinstance(exc, HoldfastError) or call.told:
         return exc
     if isinstance(exc, aiohttp.ClientResponseError) and exc.status >= 400 and exc.headers:
         # `raise_for_status` of the session was faster than we.
@@ -192,37 +208,6 @@ def _explained(call: Call, exc: Exception) -> Exception:
         except HoldfastError as error:
             return error
     return call.explained(exc, late=isinstance(exc, TimeoutError) and exc.errno is None)
-
-
-class _Call(Call):
-    """A call, and the transport that it was sent by last."""
-
-    __slots__ = ("answers", "transport")
-
-    def __init__(self, outbound: Outbound, method: str, url: Any) -> None:
-        scheme, path = url.scheme, url.raw_path
-        target = f"{scheme}://{url.raw_authority.rpartition('@')[2]}{path}"
-        super().__init__(outbound, method, url.host or "", path, target)
-        if scheme != "https":
-            self.trail.route = _WITHOUT_TLS
-        self.answers = 0
-        self.transport: Any = None
-
-    def drop(self) -> None:
-        """It has failed: what it has not sent is dropped. aiohttp closes, and that would wait for a
-        peer which does not read, with a descriptor and all that is buffered, for ever."""
-        transport = self.transport
-        if transport is None or not transport.is_closing():
-            return
-        try:
-            unsent = transport.get_write_buffer_size()
-        except AttributeError:
-            return  # of TLS, and closed so far that it holds nothing any more
-        if unsent:
-            sock = transport.get_extra_info("socket")
-            if sock is not None and sock.fileno() >= 0:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            transport.abort()
 
 
 def _bounded(session: Any, asked: Any, left: Duration) -> aiohttp.ClientTimeout:
@@ -245,7 +230,7 @@ async def _look(call: Call, response: Any) -> None:
         return
     body = b""
     if call.worth_a_look(response.status, headers) and 0 < (response.content_length or 0) <= PEEK:
-        body = await response.read()
+        body = await _peeked(response)
     try:
         call.observe(response.status, headers, body)
     except BaseException:
@@ -253,127 +238,15 @@ async def _look(call: Call, response: Any) -> None:
         raise
 
 
-class _Request(ClientRequest):
-    """A request that says when it has been sent."""
-
-    async def send(self, conn: Any) -> ClientResponse:
-        call = CURRENT.get()
-        if not isinstance(call, _Call):
-            return await super().send(conn)
-        call.transport = conn.transport
-        response = await super().send(conn)
-        writer: Any = self._writer
-        if writer is None or writer.done():
-            call.trail.begin(Phase.HEADER, call.now())
-        else:
-            writer.add_done_callback(partial(_sent, call))
-        return response
-
-
-def _sent(call: Call, _: object) -> None:
-    if call.trail.current is Phase.REQUEST:
-        call.trail.begin(Phase.HEADER, call.now())
-
-
-class _Response(ClientResponse):
-    """A response whose body ends with its call, and whose end is the end of the call."""
-
-    _holdfast_call: Call | None = None
-
-    async def start(self, connection: Any) -> ClientResponse:
-        call = CURRENT.get()
-        if not isinstance(call, _Call):
-            return await super().start(connection)
-        protocol = connection.protocol
-        read = protocol.read
-
-        async def noting() -> Any:
-            found = await read()
-            if 101 < found[0].code < 200:
-                call.trail.interim = found[0].code
-            return found
-
-        protocol.read = noting
-        try:
-            response = await super().start(connection)
-        finally:
-            del protocol.read
-        trail = call.trail
-        trail.redirects = call.answers
-        call.answers += 1
-        trail.begin(Phase.BODY, call.now())
-        content: Any = response.content
-        if not content.is_eof():
-            content._timer = _Timer(content._timer, call, content)
-        return response
-
-    def watch(self, call: Call) -> None:
-        """It is the response to `call`, after all redirects: the end of it ends the call."""
-        self._holdfast_call = call
-        content: Any = self.content
-        if self.status == 101 or self.method == "CONNECT" or content.is_eof():
-            _complete(call, content)
-        else:
-            content.on_eof(lambda: _complete(call, content))
-
-    def close(self) -> None:
-        super().close()
-        if self._holdfast_call is not None:
-            self._holdfast_call.done()
-
-    def release(self) -> Any:
-        released = super().release()
-        if self._holdfast_call is not None:
-            self._holdfast_call.done()
-        return released
-
-
-def _complete(call: Call, content: Any) -> None:
-    call.trail.received = content.total_bytes
-    call.done()
-
-
-class _Timer(BaseTimerContext):
-    """aiohttp's timer around every wait for a part of the body; what it raises becomes ours."""
-
-    def __init__(self, inner: Any, call: Call, content: Any) -> None:
-        self._inner = inner
-        self._call = call
-        self._content = content
-
-    def assert_timeout(self) -> None:
-        try:
-            self._inner.assert_timeout()
-        except TimeoutError as exc:
-            raise self._late(exc) from exc
-
-    def __enter__(self) -> BaseTimerContext:
-        try:
-            self._inner.__enter__()
-        except TimeoutError as exc:
-            raise self._late(exc) from exc
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool | None:
-        call = self._call
-        try:
-            done: bool | None = self._inner.__exit__(exc_type, exc_val, exc_tb)
-        except TimeoutError as exc:
-            raise self._late(exc) from exc
-        if exc_val is not None:
-            call.trail.received = self._content.total_bytes
-            if isinstance(exc_val, asyncio.CancelledError):
-                blamed(call.trail, call.now())
-            call.done(exc_val)
-        return done
-
-    def _late(self, exc: TimeoutError) -> Exception:
-        self._call.trail.received = self._content.total_bytes
-        error = self._call.explained(exc, late=True)
-        self._call.done(error)
-        return error
+async def _peeked(response: Any) -> bytes:
+    """The whole body, which is there to be read again."""
+    try:
+        body: bytes = await response.content.read()
+    except BaseException:
+        response.close()
+        raise
+    if body:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # nothing takes its place yet
+            response.content.unread_data(body)
+    return body

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 import ssl
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
@@ -25,11 +26,61 @@ from holdfast.runtime.net.attempt import SocketOptions
 from holdfast.runtime.net.phased import within
 from holdfast.runtime.net.race import connected
 from holdfast.runtime.net.resolver import Address, Resolver
-from holdfast.runtime.outbound import Call
+from holdfast.runtime.outbound import Call, Outbound
 
-__all__ = ["CURRENT", "SEAMS", "Dialled"]
+__all__ = ["CURRENT", "SEAMS", "Dialled", "Dialling"]
 
-CURRENT: Final[ContextVar[Call | None]] = ContextVar("holdfast.aiohttp", default=None)
+_ALL: Final = tuple(p for p in Phase if p not in (Phase.GRPC_HEADER, Phase.GRPC_MESSAGE))
+_ROUTES: Final = {
+    # Only a tunnel is a phase: without TLS the request itself goes to the proxy.
+    (tls, proxy): tuple(
+        phase
+        for phase in _ALL
+        if (tls or phase is not Phase.TLS) and ((tls and proxy) or phase is not Phase.PROXY)
+    )
+    for tls in (False, True)
+    for proxy in (False, True)
+}
+"""The phases of a call, by whether there is TLS, and a proxy."""
+
+
+class Dialling(Call):
+    """A call, and whose it is.
+
+    Args:
+        outbound: of the client.
+        session: that calls.
+        method: of the request.
+        url: of the request.
+        resolver: who looks names up; the one of the connector when none is given.
+    """
+
+    __slots__ = ("resolver", "session")
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        session: Any,
+        method: str,
+        url: Any,
+        resolver: Resolver | None = None,
+    ) -> None:
+        super().__init__(outbound, method, url.host or "", url.raw_path, _shown(url))
+        self.session = session
+        self.resolver = resolver
+
+    def goes_to(self, req: Any) -> None:
+        """It is sent there: where it was at first, or where it was redirected to."""
+        self.trail.route = _ROUTES[bool(req.is_ssl()), req.proxy is not None]
+        self.trail.target = f"{req.method} {_shown(req.url)}"
+
+
+def _shown(url: Any) -> str:
+    """A URL without secrets."""
+    return f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}{url.raw_path}"
+
+
+CURRENT: Final[ContextVar[Dialling | None]] = ContextVar("holdfast.aiohttp", default=None)
 """The call that the running task makes."""
 
 SEAMS: Final = (
@@ -59,10 +110,10 @@ class _Names(AbstractResolver):
     ) -> list[Any]:
         call = CURRENT.get()
         if call is None:
-            found = await self._resolver.resolve(host, port, family=family)
-        else:
-            async with within(call.trail, Phase.DNS, f"asked: {self._resolver.asks}"):
-                found = await self._resolver.resolve(host, port, family=family)
+            return await self._before.resolve(host, port, family)
+        resolver = call.resolver or self._resolver
+        async with within(call.trail, Phase.DNS, f"asked: {resolver.asks}"):
+            found = await resolver.resolve(host, port, family=family)
         return [
             {
                 "hostname": host,
@@ -84,11 +135,15 @@ class Dialled:
 
     Args:
         connector: whose they are.
-        resolver: who looks names up.
+        resolver: who looks names up where a call does not say.
+
+    Attributes:
+        owners: the sessions for which it was made.
     """
 
     def __init__(self, connector: Any, resolver: Resolver) -> None:
         self._connector = connector
+        self.owners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._inner: dict[str, Callable[..., Any]] = {
             name: getattr(connector, name)
             for name in (SEAMS if hasattr(connector, SEAMS[-1]) else _OTHER_SEAMS)
@@ -107,9 +162,15 @@ class Dialled:
     async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
         """A connection out of the pool, or a new one."""
         call = CURRENT.get()
-        if call is None:
-            return await self._inner["connect"](req, traces, timeout)
+        if call is None or call.session is not req._session:
+            # That of a session around this one, such as one whose body this one fetches.
+            token = CURRENT.set(None)
+            try:
+                return await self._inner["connect"](req, traces, timeout)
+            finally:
+                CURRENT.reset(token)
         trail = call.trail
+        call.goes_to(req)
         if call.left <= 0:
             raise call.over()
         trail.begin(Phase.POOL, call.now())
@@ -211,7 +272,7 @@ class Dialled:
         return made
 
     async def _connected(
-        self, call: Call, addresses: list[Address], args: Any, kwargs: dict[str, Any]
+        self, call: Dialling, addresses: list[Address], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         connector = self._connector
         local = getattr(connector, "_local_addr_infos", None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from holdfast.adapters.aiohttp.connecting import CURRENT, Dialled
+from holdfast.adapters.aiohttp.connecting import CURRENT, Dialled, Dialling
 from holdfast.adapters.aiohttp.errors import ERRORS
 from holdfast.domain.instant import Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Shares
@@ -15,7 +15,7 @@ from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.net.phased import blamed
 from holdfast.runtime.net.resolver import Resolver, default_resolver
-from holdfast.runtime.outbound import Call, Options, Outbound
+from holdfast.runtime.outbound import Options, Outbound
 from holdfast.runtime.scope import Scope
 
 __all__ = ["HoldfastConnector"]
@@ -63,11 +63,11 @@ class HoldfastConnector(aiohttp.TCPConnector):
         self.connect = self._connect  # type: ignore[method-assign]
 
     async def _connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        if CURRENT.get() is not None:
+        around = CURRENT.get()
+        session: Any = req._session
+        if around is not None and around.session is session:
             return await self._dialled.connect(req, traces, timeout)
-        url = req.url
-        target = f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}{url.raw_path}"
-        call = Call(self._outbound, req.method, url.host or "", url.raw_path, target)
+        call = Dialling(self._outbound, session, req.method, req.url)
         token = CURRENT.set(call)
         try:
             call.admit()
