@@ -103,7 +103,8 @@ class StreamTimeout(HoldfastError, TimeoutError):
     """A deadline of a stream has passed. No byte is lost: with a later one it can be used again.
 
     Attributes:
-        what: `read`, `write` or `forced break`; after the last the connection is gone.
+        what: `read`, `write`, `lingering read`, `TLS handshake`, `read of at least N bytes/s`, or
+            `forced break`; after the last the connection is gone.
         peer: the other side, for people.
         moved: bytes that this call had moved; of a read they come with the next one.
     """
