@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -131,6 +135,80 @@ def test_a_long_chain_of_redirects_is_kept_in_bounds() -> None:
         trail.tried("a", 0.0, 0.0, "connected")
     trail.end(1000.0)
     assert len(trail.steps) == len(trail.attempts) == 64
+
+
+@given(st.lists(st.tuples(PHASES, st.integers(0, 9)), min_size=1, max_size=200))
+def test_a_long_record_says_how_it_ended_and_its_sums_are_right(
+    turns: list[tuple[Phase, int]],
+) -> None:
+    trail = Trail("x:1", 0.0, 5000.0)
+    now, sums = 0.0, dict.fromkeys([phase for phase, _ in turns], 0.0)
+    for phase, took in turns:
+        trail.begin(phase, now)
+        trail.tried(f"a{now}", now, now, "connected")
+        now += took
+        sums[phase] += took
+    trail.end(now, Ended.TIMEOUT)
+    assert len(trail.steps) == len(trail.attempts) == min(64, len(turns))
+    assert trail.phase is turns[-1][0]
+    assert trail.event == f"{turns[-1][0].value}.timeout"
+    assert trail.brief().startswith(trail.event)
+    assert trail.elapsed == now
+    assert trail.took == sums
+    assert list(trail.took) == list(sums) or len(turns) > 64
+    assert trail.attempts[-1].address == f"a{now - turns[-1][1]}"
+
+
+@given(PHASES, st.sets(PHASES), st.floats(min_value=0, max_value=1e6), st.booleans())
+def test_what_is_remembered_of_a_route_is_what_the_shares_say(
+    phase: Phase, route: set[Phase], left: float, own: bool
+) -> None:
+    way = tuple(each for each in Phase if each in route)
+    weights = {Phase.DNS: 1.0, Phase.CONNECT: 3.0, Phase.BODY: 0.5}
+    shares = Shares(weights, {Phase.DNS: 2.0}, (Phase.DNS,)) if own else DEFAULT_SHARES
+    order = list(Phase)
+    ahead = [each for each in way if order.index(each) > order.index(phase)]
+    share = shares.share(phase, left, ahead)
+    for _ in range(2):
+        trail = Trail("x:1", 0.0, left, shares, route=way)
+        until = trail.begin(phase, 0.0)
+        trail.end(0.0)
+        assert trail.steps[-1].share == share
+        assert until == (share if phase in shares.bounded else left)
+
+
+def test_shares_keep_to_what_they_were_made_of() -> None:
+    weights = {Phase.DNS: 1.0, Phase.CONNECT: 1.0}
+    shares = Shares(weights, {}, (Phase.DNS,))
+    weights[Phase.DNS] = 100.0
+    trail = Trail("x:1", 0.0, 8.0, shares, route=(Phase.DNS, Phase.CONNECT))
+    assert trail.begin(Phase.DNS, 0.0) == 4.0
+
+
+def pickled(it: Any) -> Any:
+    return pickle.loads(pickle.dumps(it))
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, pickled])
+def test_shares_records_and_errors_travel(twin: Callable[[Any], Any]) -> None:
+    shares = Shares({Phase.CONNECT: 1.0}, {}, (Phase.CONNECT,))
+    assert twin(shares) == shares
+    assert twin(DEFAULT_SHARES) == DEFAULT_SHARES
+    trail = Trail("x:1", 0.0, 10.0, shares)
+    trail.begin(Phase.CONNECT, 0.0)
+    trail.end(3.0, Ended.TIMEOUT)
+    assert twin(trail).as_dict() == trail.as_dict()
+    assert twin(trail).begin(Phase.BODY, 4.0) == 10.0
+    error = PhaseTimeout(trail)
+    error.add_note("here")
+    again = twin(error)
+    assert type(again) is PhaseTimeout
+    assert str(again) == str(error)
+    assert again.phase is Phase.CONNECT
+    assert again.__notes__ == ["here"]
+    spent = DeadlineExceeded(Cause(CauseKind.DEADLINE, "call"))
+    spent.trail = trail
+    assert twin(spent).trail.line() == trail.line()
 
 
 def test_the_errors_tell_the_phase() -> None:

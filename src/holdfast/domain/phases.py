@@ -44,6 +44,9 @@ class Phase(StrEnum):
     GRPC_HEADER = "grpc.header"
     GRPC_MESSAGE = "grpc.message"
 
+    # An enumeration's own is a call of Python, in every look-up; this one a text keeps.
+    __hash__ = str.__hash__
+
     @property
     def event(self) -> str:
         """Name of the event that says that the time was spent here, `tcp.connect.timeout`."""
@@ -53,27 +56,24 @@ class Phase(StrEnum):
 DIALLING: Final = (Phase.DNS, Phase.CONNECT, Phase.PROXY, Phase.TLS)
 """The phases of a dial. In all of them nothing of the request has been sent."""
 
+_Plans = dict[Any, tuple[float, Duration, bool]]
 _ORDER: Final = {phase: place for place, phase in enumerate(Phase)}
 # The numbers leave a healthy call far more than it needs, and a tenth of a second for the body.
-_WEIGHTS: Final[Mapping[Phase, float]] = MappingProxyType(
-    {
-        Phase.POOL: 0.10,
-        Phase.DNS: 0.15,
-        Phase.CONNECT: 0.20,
-        Phase.PROXY: 0.20,
-        Phase.TLS: 0.20,
-        Phase.REQUEST: 0.10,
-        Phase.HEADER: 0.25,
-        Phase.BODY: 0.10,
-        Phase.GRPC_HEADER: 0.25,
-        Phase.GRPC_MESSAGE: 0.10,
-    }
-)
+_WEIGHTS: Final[Mapping[Phase, float]] = {
+    Phase.POOL: 0.10,
+    Phase.DNS: 0.15,
+    Phase.CONNECT: 0.20,
+    Phase.PROXY: 0.20,
+    Phase.TLS: 0.20,
+    Phase.REQUEST: 0.10,
+    Phase.HEADER: 0.25,
+    Phase.BODY: 0.10,
+    Phase.GRPC_HEADER: 0.25,
+    Phase.GRPC_MESSAGE: 0.10,
+}
 # One lost packet must be survived: a resolver asks again after a second at most, and Linux sends a
 # SYN again after one second (RFC 6298, section 2).
-_FLOORS: Final[Mapping[Phase, Duration]] = MappingProxyType(
-    {Phase.DNS: 1.0, Phase.CONNECT: 1.5, Phase.PROXY: 1.0, Phase.TLS: 1.0}
-)
+_FLOORS: Final = {Phase.DNS: 1.0, Phase.CONNECT: 1.5, Phase.PROXY: 1.0, Phase.TLS: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,11 @@ class Shares:
     weights: Mapping[Phase, float] = field(default_factory=lambda: _WEIGHTS)
     floors: Mapping[Phase, Duration] = field(default_factory=lambda: _FLOORS)
     bounded: Collection[Phase] = DIALLING
+    _plans: _Plans = field(default_factory=_Plans, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("weights", "floors"):  # copies: what was worked out from them must stay true
+            object.__setattr__(self, name, MappingProxyType({**getattr(self, name)}))
         for phase, weight in self.weights.items():
             if not 0 < weight < NEVER:
                 raise ValueError(f"the weight of {phase.value} must be positive, got {weight}")
@@ -125,6 +128,21 @@ class Shares:
             return left
         total = weight + sum(self.weights.get(later, 0.0) for later in ahead)
         return max(0.0, min(left, max(self.floors.get(phase, 0.0), left * (weight / total))))
+
+    def plan(self, phase: Phase, route: tuple[Phase, ...]) -> tuple[float, Duration, bool]:
+        """What `share` goes by on a route: part, floor, and whether it is a limit. Remembered."""
+        found = self._plans.get((phase, route))
+        if found is None:
+            weight, place = self.weights.get(phase), _ORDER[phase]
+            part, floor = 1.0, 0.0
+            if weight is not None:
+                ahead = sum(self.weights.get(p, 0.0) for p in route if _ORDER[p] > place)
+                part, floor = weight / (weight + ahead), self.floors.get(phase, 0.0)
+            found = self._plans[phase, route] = (part, floor, phase in self.bounded)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a read-only view cannot be pickled
+        return type(self), ({**self.weights}, {**self.floors}, tuple(self.bounded))
 
 
 DEFAULT_SHARES: Final = Shares()
@@ -178,7 +196,7 @@ class Attempt(NamedTuple):
 
 
 _MOST: Final = 64
-"""Steps and attempts that are kept of one call; a chain of redirects may be long."""
+"""Steps and attempts that are kept of a call, the last one always; redirects may be many."""
 
 _FULL_ROUTE: Final = tuple(phase for phase in Phase if not phase.value.startswith("grpc."))
 
@@ -204,6 +222,7 @@ class Trail:
 
     __slots__ = (
         "_began",
+        "_gone",
         "_left",
         "_share",
         "attempts",
@@ -231,21 +250,17 @@ class Trail:
         client: str = "",
         route: tuple[Phase, ...] = _FULL_ROUTE,
     ) -> None:
-        self.target = target
-        self.client = client
-        self.begun = begun
-        self.limit = limit
-        self.shares = shares
-        self.route = route
+        self.target, self.client = target, client
+        self.begun, self.limit = begun, limit
+        self.shares, self.route = shares, route
         self.sent = self.received = self.redirects = self.interim = 0
         self.attempts: list[Attempt] = []
         self.steps: list[Step] = []
         self.current: Phase | None = None
+        self._gone: dict[Phase, Duration] = {}
         self._began: Instant = begun
         self._share: Duration = NEVER
         self._left: Duration = NEVER
-
-    # -- written by the one who calls ------------------------------------------------------------
 
     def begin(self, phase: Phase, now: Instant) -> Instant:
         """`phase` begins, and the one under way is done; the instant by which it must be over.
@@ -262,34 +277,32 @@ class Trail:
             self._share = self._left = NEVER
             return NEVER
         self._left = left = max(0.0, limit - now)
-        place = _ORDER[phase]
-        ahead = [later for later in self.route if _ORDER[later] > place]
-        self._share = share = self.shares.share(phase, left, ahead)
-        return min(limit, now + share) if phase in self.shares.bounded else limit
+        part, floor, bounded = self.shares.plan(phase, self.route)
+        share = left * part
+        if share < floor:
+            share = min(left, floor)
+        self._share = share
+        return min(limit, now + share) if bounded else limit
 
     def end(self, now: Instant, ended: Ended = Ended.DONE, detail: str = "") -> None:
         """The phase under way is over; nothing happens when there is none."""
         phase, self.current = self.current, None
-        if phase is not None and len(self.steps) < _MOST:
-            began = self._began
-            self.steps.append(
-                Step(
-                    phase,
-                    began - self.begun,
-                    max(0.0, now - began),
-                    self._share,
-                    self._left,
-                    ended,
-                    detail,
-                )
-            )
+        if phase is None:
+            return
+        began, steps = self._began, self.steps
+        took = max(0.0, now - began)
+        step = Step(phase, began - self.begun, took, self._share, self._left, ended, detail)
+        if len(steps) < _MOST:
+            steps.append(step)
+        else:  # the last one must be there: it says how the call ended
+            gone, steps[-1] = steps[-1], step
+            self._gone[gone.phase] = self._gone.get(gone.phase, 0.0) + gone.took
 
     def tried(self, address: str, began: Instant, now: Instant, result: str) -> None:
         """An address was tried, from `began` to `now`."""
-        if len(self.attempts) < _MOST:
-            self.attempts.append(Attempt(address, began - self.begun, now - began, result))
-
-    # -- read by everybody -----------------------------------------------------------------------
+        if len(self.attempts) >= _MOST:
+            del self.attempts[-1]
+        self.attempts.append(Attempt(address, began - self.begun, now - began, result))
 
     def spent(self, now: Instant) -> bool:
         """Whether the limit of the whole is spent."""
@@ -314,17 +327,15 @@ class Trail:
     def took(self) -> dict[Phase, Duration]:
         """Seconds by phase, over all redirects and attempts, in the order of their beginning."""
         total: dict[Phase, Duration] = {}
-        for step in self.steps:
-            total[step.phase] = total.get(step.phase, 0.0) + step.took
+        kept = [(step.phase, step.took) for step in self.steps]
+        for phase, took in [*kept, *self._gone.items()]:
+            total[phase] = total.get(phase, 0.0) + took
         return total
 
     @property
     def elapsed(self) -> Duration:
         """Seconds from the beginning of the call to the end of its last phase."""
-        if not self.steps:
-            return 0.0
-        last = self.steps[-1]
-        return last.began + last.took
+        return self.steps[-1].began + self.steps[-1].took if self.steps else 0.0
 
     def brief(self) -> str:
         """How it ended, in a few words, without addresses: it may travel to other hops."""
