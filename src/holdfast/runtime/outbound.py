@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from typing import Any, Final
 
 from holdfast.domain.cause import Cause, CauseKind
@@ -38,7 +40,7 @@ from holdfast.runtime.ambient import hop_reserve, ledger
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.scope import ambient
 
-__all__ = ["PEEK", "Call", "ErrorClasses", "Options", "Outbound"]
+__all__ = ["PEEK", "Call", "ErrorClasses", "Options", "Outbound", "both"]
 
 PEEK: Final = 16_384
 """Bytes of a problem document that are looked at, before it is handed on as it came."""
@@ -86,6 +88,49 @@ class ErrorClasses:
     exceeded: Callable[[Cause], DeadlineExceeded] = DeadlineExceeded
     insufficient: Callable[[Cause], InsufficientBudget] = InsufficientBudget
     phase: Callable[[Trail], PhaseTimeout] = PhaseTimeout
+
+
+@cache
+def both(ours: Any, theirs: type, home: str, *blank: str) -> Any:
+    """The class of errors that is one of ours and one of a client's library too, made once.
+
+    An error of it goes to another process and comes back as what it is, with its record and its
+    notes, but without what is in `blank`: a request may be what cannot be pickled. Where the
+    library is not installed it comes out as ours alone.
+
+    Args:
+        ours: takes a cause or a record.
+        theirs: of the library.
+        home: name of the module that it appears under.
+        blank: attributes that the library fills in, for example `request`; none at first.
+    """
+    origin = (ours, theirs.__module__, theirs.__qualname__, home, blank)
+
+    def init(self: Any, what: Cause | Trail) -> None:
+        ours.__init__(self, what)
+        self.__dict__.update(dict.fromkeys(blank))
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in blank}
+        return _remade, (*origin, self.args[0]), kept
+
+    def copied(self: Any) -> Any:
+        twin = type(self)(self.args[0])
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    body = {"__init__": init, "__str__": ours.__str__, "__module__": home}
+    return type(ours.__name__, (ours, theirs), {**body, "__reduce__": reduce, "__copy__": copied})
+
+
+def _remade(
+    ours: Any, module: str, name: str, home: str, blank: tuple[str, ...], what: Cause | Trail
+) -> Any:
+    try:
+        theirs: type = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        return ours(what)
+    return both(ours, theirs, home, *blank)(what)
 
 
 class Outbound:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 
-from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
 from holdfast.domain.phases import DIALLING, Phase, Trail
-from holdfast.runtime.outbound import ErrorClasses
+from holdfast.runtime.outbound import ErrorClasses, both
 
 __all__ = ["ERRORS"]
 
 _BEFORE: Final = (Phase.POOL, *DIALLING)
 
 
-def _both(ours: Any, theirs: type) -> Any:
-    def init(self: Any, what: Cause | Trail) -> None:
-        ours.__init__(self, what)
-
-    body = {"__init__": init, "__str__": ours.__str__, "__module__": "holdfast.adapters.aiohttp"}
-    return type(ours.__name__, (ours, theirs), body)
-
-
-_UNSENT: Final = _both(PhaseTimeout, aiohttp.ConnectionTimeoutError)
-_SENT: Final = _both(PhaseTimeout, aiohttp.ServerTimeoutError)
+_HOME: Final = "holdfast.adapters.aiohttp"
+_UNSENT: Final = both(PhaseTimeout, aiohttp.ConnectionTimeoutError, _HOME)
+_SENT: Final = both(PhaseTimeout, aiohttp.ServerTimeoutError, _HOME)
 
 
 def _phase(trail: Trail) -> PhaseTimeout:
@@ -35,7 +27,7 @@ def _phase(trail: Trail) -> PhaseTimeout:
 
 ERRORS: Final = ErrorClasses(
     "aiohttp",
-    _both(DeadlineExceeded, aiohttp.ServerTimeoutError),
-    _both(InsufficientBudget, aiohttp.ServerTimeoutError),
+    both(DeadlineExceeded, aiohttp.ServerTimeoutError, _HOME),
+    both(InsufficientBudget, aiohttp.ServerTimeoutError, _HOME),
     _phase,
 )

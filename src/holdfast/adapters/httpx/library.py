@@ -10,10 +10,9 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
 from holdfast.domain.phases import Phase, Trail
-from holdfast.runtime.outbound import ErrorClasses
+from holdfast.runtime.outbound import ErrorClasses, both
 
 if TYPE_CHECKING:
     import httpx
@@ -48,6 +47,9 @@ else:
 __all__ = ["LIBRARIES", "AsyncBase", "Library", "SyncBase", "adopt", "library_of", "variant"]
 
 _NAMES: Final = ("httpx", "httpx2")
+_HOME: Final = "holdfast.adapters.httpx"
+_BLANK: Final = "_request"
+"""What the client fills in, for every error that its transport raises."""
 _TIMEOUTS: Final = {
     Phase.POOL: "PoolTimeout",
     Phase.REQUEST: "WriteTimeout",
@@ -74,13 +76,15 @@ class Library:
         self.api = api
         self.in_memory: tuple[type, ...] = (api.MockTransport, api.ASGITransport)
         self.core: Any = import_module(name.replace("httpx", "httpcore"))
+        # Programs catch `httpx.TimeoutException` today and shall go on to work, so our errors are
+        # both. Of a spent limit it is the general class: the time for the whole call ran out.
+        late: type = api.TimeoutException
         self.errors = ErrorClasses(
             name,
-            _as_timeout_of(api, DeadlineExceeded),
-            _as_timeout_of(api, InsufficientBudget),
+            both(DeadlineExceeded, late, _HOME, _BLANK),
+            both(InsufficientBudget, late, _HOME, _BLANK),
             self.phase_timeout,
         )
-        self._spent: dict[type, Any] = {}
 
     def phase_timeout(self, trail: Trail) -> PhaseTimeout:
         """The error for a call whose last phase has used up its share: ours and the library's."""
@@ -93,38 +97,8 @@ class Library:
         return self._made(self.core.ConnectTimeout, trail)
 
     def _made(self, theirs: type, trail: Trail) -> PhaseTimeout:
-        kind = self._spent.get(theirs)
-        if kind is None:
-            kind = self._spent[theirs] = _as_phase_timeout(theirs)
-        error: PhaseTimeout = kind(trail)
+        error: PhaseTimeout = both(PhaseTimeout, theirs, _HOME, _BLANK)(trail)
         return error
-
-
-def _as_timeout_of(api: Any, ours: type[DeadlineExceeded]) -> Any:
-    # Programs catch `httpx.TimeoutException` today and shall go on to work, so the error is both.
-    # It is the general class, not ReadTimeout or a sister: the time for the whole call ran out.
-    class OverTime(ours, api.TimeoutException):  # type: ignore[misc, valid-type]
-        # The client fills it in, for every error that its transport raises.
-        _request: Any = None
-
-        def __init__(self, cause: Cause) -> None:
-            ours.__init__(self, cause)
-
-    OverTime.__name__ = OverTime.__qualname__ = ours.__name__
-    OverTime.__module__ = f"holdfast.adapters.{api.__name__}"
-    return OverTime
-
-
-def _as_phase_timeout(theirs: Any) -> Any:
-    class OverShare(PhaseTimeout, theirs):  # type: ignore[misc]
-        _request: Any = None
-
-        def __init__(self, trail: Trail) -> None:
-            PhaseTimeout.__init__(self, trail)
-
-    OverShare.__name__ = OverShare.__qualname__ = PhaseTimeout.__name__
-    OverShare.__module__ = f"holdfast.adapters.{theirs.__module__.partition('.')[0]}"
-    return OverShare
 
 
 def _installed() -> dict[str, Library]:

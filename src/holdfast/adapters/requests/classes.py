@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,16 +10,16 @@ import urllib3
 from urllib3.connectionpool import HTTPConnectionPool
 
 from holdfast.adapters.requests.pools import bounded_pool
-from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
 from holdfast.domain.phases import DIALLING, Phase, Trail
 from holdfast.runtime.net.resolver import Resolver
-from holdfast.runtime.outbound import ErrorClasses, Outbound
+from holdfast.runtime.outbound import ErrorClasses, Outbound, both
 
 __all__ = ["SESSION", "ClientClasses", "Known", "classes_for"]
 
 SESSION: Final = "requests"
 _POOLS: Final = "urllib3"
+_HOME: Final = "holdfast.adapters.requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,11 @@ def _of_urllib3() -> Known:
 
 def _errors(library: str, general: type, connect: type, read: type) -> ErrorClasses:
     # Programs catch `requests.Timeout` today and shall go on to work, so our errors are both.
-    exceeded = _both(DeadlineExceeded, general, library)
-    insufficient = _both(InsufficientBudget, general, library)
-    unsent = _both(PhaseTimeout, connect, library)
-    sent = _both(PhaseTimeout, read, library)
+    blank = ("request", "response") if library == SESSION else ()
+    exceeded = both(DeadlineExceeded, general, _HOME, *blank)
+    insufficient = both(InsufficientBudget, general, _HOME, *blank)
+    unsent = both(PhaseTimeout, connect, _HOME, *blank)
+    sent = both(PhaseTimeout, read, _HOME, *blank)
     dialling = (Phase.POOL, *DIALLING)
 
     def phase(trail: Trail) -> PhaseTimeout:
@@ -118,13 +118,3 @@ def _errors(library: str, general: type, connect: type, read: type) -> ErrorClas
         return made
 
     return ErrorClasses(library, exceeded, insufficient, phase)
-
-
-def _both(ours: Any, theirs: type, library: str) -> Callable[..., Any]:
-    def init(self: Any, what: Cause | Trail) -> None:
-        ours.__init__(self, what)
-        if library == SESSION:
-            self.request = self.response = None
-
-    body = {"__init__": init, "__str__": ours.__str__, "__module__": f"holdfast.adapters.{library}"}
-    return type(ours.__name__, (ours, theirs), body)
