@@ -11,7 +11,7 @@ from holdfast.domain.cause import CauseKind
 from holdfast.domain.context import ANONYMOUS
 from holdfast.domain.errors import DeadlineExceeded, ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
-from holdfast.domain.phases import Ended, Phase, Trail
+from holdfast.domain.phases import DIALLING, Ended, Phase, Trail
 from holdfast.domain.wire.baggage import format_baggage, parse_baggage
 from holdfast.domain.wire.budget import Decode, tightest
 from holdfast.runtime.ambient import hop_reserve
@@ -23,6 +23,7 @@ from holdfast.runtime.timers import Alarm
 __all__ = ["PEEK", "Call", "Compiled", "Options", "clamped", "content_of", "observe"]
 
 _TIMEOUTS: Final = ("connect", "read", "write", "pool")
+_EARLIER: Final = (Phase.POOL, *DIALLING, Phase.REQUEST)
 _EARLY: Final[Duration] = 0.005
 """Seconds that a socket's time-out may be ahead of the deadline it was set to."""
 
@@ -203,7 +204,9 @@ class Call(AnyCall):
 
     def over(self, detail: str = "") -> DeadlineExceeded:
         """The error for a limit that was spent at the point where the call is now."""
-        return super().over(detail or self.doing())
+        # Before the response is what it waits for, the phase says more.
+        early = self.received < 0 and self.trail.phase in _EARLIER
+        return super().over(detail or ("" if early else self.doing()))
 
     def doing(self) -> str:
         """What the call was waiting for, in words."""
