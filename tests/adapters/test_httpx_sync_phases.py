@@ -105,7 +105,7 @@ def late(lib: Any, call: Callable[[], object], phase: Phase) -> Trail:
     error = caught.value
     assert isinstance(error, holdfast.DeadlineExceeded)
     assert error.phase is phase, error.trail
-    assert error.trail is not None and error.trail.event == phase.event
+    assert error.trail.event == phase.event
     assert error.trail.client == lib.__name__
     assert error.trail.line() in error.__notes__
     assert error.cause.scope.startswith("job/")
