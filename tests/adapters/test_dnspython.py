@@ -120,7 +120,9 @@ async def test_a_hundred_at_once_are_one_question(server: Knot, tmp_path: Path) 
         )
         assert len(found) == 100
         assert len(set(found)) == 1
-        assert server.queries(A) == before + 1
+        # What may be used once is asked for again by who comes after the answer: on a machine that
+        # is busy enough that is one of the hundred.
+        assert 1 <= server.queries(A) - before <= (1 if name == "second" else 10)
     before = server.queries(A)
     await resolver.resolve("zero.example.test", 80, family=v4)
     assert server.queries(A) == before + 1
