@@ -241,11 +241,12 @@ class Wired:
             return
         self._dropped = max(self._dropped, self._unsent())
         self.closed = True
-        sock = self._transport.get_extra_info("socket")
-        if reset and sock is not None and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         # Not the TLS transport: when that is closing already it does not hear.
-        (self._lower[0] if self._lower else self._transport).abort()
+        lowest = self._lower[0] if self._lower else self._transport
+        sock = lowest.get_extra_info("socket") if reset else None
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        lowest.abort()
         self._reads.wake()
         self._writes.wake()
 
@@ -300,7 +301,7 @@ class Wired:
     def _unsent(self) -> int:
         if self._gone.done() or self._dropped or self._transport is None:
             return self._dropped  # a TLS transport that is gone cannot tell
-        return sum(t.get_write_buffer_size() for t in (self._transport, *self._lower))
+        return sum(map(_waiting_in, (self._transport, *self._lower)))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What the loop's transport knows: `socket`, `peername`, `ssl_object`, ..."""
@@ -366,3 +367,11 @@ class Wired:
         self._full = full
         if not full:
             self._writes.wake()
+
+
+def _waiting_in(transport: Any) -> int:
+    try:
+        size: int = transport.get_write_buffer_size()
+    except AttributeError:
+        return 0  # a TLS transport of asyncio that is gone has nobody left to ask
+    return size
