@@ -187,7 +187,7 @@ def test_an_upload_that_nobody_takes_ends_and_is_dropped() -> None:
         assert server.ended()
     # Megabytes that the kernel had taken are gone too: a plain close would go on to send them.
     assert server.seen == ["reset"]
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_what_was_sent_in_time_arrives_before_the_end() -> None:

@@ -225,7 +225,7 @@ async def test_ten_thousand_dials_cancelled_at_random_points() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == tasks
-        assert descriptors() == before
+        assert descriptors() <= before
         await asyncio.sleep(0.05)  # what has been armed for them is gone as well
         assert len(driver_of(asyncio.get_running_loop()).timers) < 5
     gc.collect()  # a socket that somebody else has to close is a warning, and that a failure

@@ -65,7 +65,7 @@ async def closed_down_to(before: int) -> None:
     for _ in range(3):
         if descriptors() > before:
             await asyncio.sleep(0)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def all_that_came(far: socket.socket) -> int:

@@ -393,7 +393,7 @@ async def test_closing_does_not_wait_for_a_peer_that_takes_nothing() -> None:
             async with holdfast.timeout(0.02):
                 await stream.aclose()
         await stream.aclose()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_a_close_that_is_awaited_twice_is_no_abort() -> None:
@@ -428,7 +428,7 @@ async def test_a_handshake_obeys_the_deadlines() -> None:
         with pytest.raises(StreamTimeout, match="TLS handshake"):
             await asyncio.wait_for(shaking, ENDED)
         thread.join()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_a_forced_break_comes_in_a_handshake_too() -> None:
@@ -521,7 +521,7 @@ async def test_cancelled_at_every_turn_of_its_life_nothing_is_left() -> None:
         far.close()  # where the cancellation came before it was anybody's
         for _ in range(3):
             await asyncio.sleep(0)
-        assert descriptors() == before, f"after turn {turn}"
+        assert descriptors() <= before, f"after turn {turn}"
         assert life.cancelled() or ended
         if ended:
             life.result()
@@ -560,7 +560,7 @@ async def test_ten_thousand_are_opened_and_closed_and_their_numbers_given_out_ag
     await asyncio.sleep(0.02)
     for both in others:
         _check_and_close(both)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def _check_and_close(both: tuple[socket.socket, socket.socket]) -> None:

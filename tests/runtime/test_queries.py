@@ -163,7 +163,7 @@ def test_many_at_once_and_their_sockets_are_gone_afterwards(
         assert {asked.result() for asked in all_of_them} == {b"yes"}
         queries.close()
         ended()
-        assert descriptors() == before
+        assert descriptors() <= before
     assert Asked(queries, []).result() == ""  # it comes back when it is needed
 
 
