@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from importlib import import_module
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -49,3 +51,35 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse(report)
     return report
+
+
+# Real servers, one for each process of the tests, started when the first test asks. Their modules
+# name the libraries of their clients, so they are loaded no sooner.
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL; see `tests.peers.postgres.Postgres`."""
+    with import_module("tests.peers.postgres").postgres_running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Any) -> Iterator[Any]:
+    """A pgbouncer in transaction mode before `postgres`; its `port` is the bouncer's."""
+    with import_module("tests.peers.postgres").pgbouncer_running(postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Any]:
+    """A Redis; see `tests.peers.redis.RedisServer`."""
+    with import_module("tests.peers.redis").redis_running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[Any]:
+    """A RabbitMQ; see `tests.peers.rabbitmq.RabbitMQ`."""
+    with import_module("tests.peers.rabbitmq").rabbitmq_running() as server:
+        yield server

@@ -13,10 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from holdfast._version import __version__
+from holdfast._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from holdfast import lifecycle
+    from holdfast import lifecycle as lifecycle
     from holdfast import net as net
     from holdfast.domain.cause import Cause, CauseKind
     from holdfast.domain.context import Context, Identity
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         HoldfastError,
         InsufficientBudget,
+        OutcomeUnknown,
         ScopeEnded,
         UsageError,
     )
@@ -56,6 +57,7 @@ else:
         "DeadlineExceeded": "domain.errors",
         "HoldfastError": "domain.errors",
         "InsufficientBudget": "domain.errors",
+        "OutcomeUnknown": "domain.errors",
         "ScopeEnded": "domain.errors",
         "UsageError": "domain.errors",
         "Fault": "domain.faults",
@@ -103,17 +105,16 @@ __all__ = [
     "HoldfastError",
     "Identity",
     "InsufficientBudget",
+    "OutcomeUnknown",
     "Scope",
     "ScopeEnded",
     "TaskGroup",
     "UsageError",
-    "__version__",
     "classify",
     "current",
     "deadline_at",
     "detach",
     "is_retryable",
-    "lifecycle",
     "refuse_below",
     "remaining",
     "reserve",

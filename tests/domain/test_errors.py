@@ -14,6 +14,7 @@ from holdfast.domain.errors import (
     DeadlineExceeded,
     HoldfastError,
     InsufficientBudget,
+    OutcomeUnknown,
     ScopeEnded,
     UsageError,
 )
@@ -28,6 +29,7 @@ CAUSE = Cause(CauseKind.DEADLINE, "request/charge", "shop", 12.0, 3.0, 3.01, "no
         (DeadlineExceeded, {ScopeEnded, TimeoutError, OSError}),
         (InsufficientBudget, {DeadlineExceeded, TimeoutError}),
         (Cancelled, {ScopeEnded}),
+        (OutcomeUnknown, {ScopeEnded}),
         (UsageError, {HoldfastError, RuntimeError}),
         (ConfigError, {HoldfastError, ValueError}),
     ],
@@ -57,6 +59,16 @@ def test_an_end_survives_pickling_and_copying(kind: type[ScopeEnded]) -> None:
         assert type(again) is kind
         assert again.cause == CAUSE
         assert str(again) == str(kind(CAUSE))
+
+
+def test_an_unknown_outcome_is_no_time_out_and_says_what_it_is() -> None:
+    error = OutcomeUnknown(CAUSE)
+    assert not isinstance(error, TimeoutError)
+    assert str(error).startswith("the outcome is unknown, it may have been done: ")
+    assert str(error).endswith(CAUSE.line())
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is OutcomeUnknown
+    assert again.cause == CAUSE
 
 
 def test_a_config_error_survives_pickling() -> None:

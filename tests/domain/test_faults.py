@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pytest
@@ -20,7 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.errors import Cancelled, DeadlineExceeded, InsufficientBudget, PhaseTimeout
+from holdfast.domain.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InsufficientBudget,
+    OutcomeUnknown,
+    PhaseTimeout,
+)
 from holdfast.domain.faults import ROWS, Fault, Retry, classify, examine, is_retryable
 from holdfast.domain.phases import Ended, Phase, Trail
 
@@ -108,6 +115,8 @@ def foreign_cases() -> Iterator[Case]:
         (DeadlineExceeded(CAUSE), Fault.TIMED_OUT, NEVER),
         (InsufficientBudget(CAUSE), Fault.TIMED_OUT, NEVER),
         (Cancelled(CAUSE), Fault.CANCELLED, NEVER),
+        (OutcomeUnknown(CAUSE), Fault.TIMED_OUT, NEVER),
+        (OutcomeUnknown(replace(CAUSE, kind=CauseKind.CALLER)), Fault.CANCELLED, NEVER),
         (asyncio.CancelledError(), Fault.CANCELLED, NEVER),
         (concurrent.futures.CancelledError(), Fault.CANCELLED, NEVER),
         (KeyboardInterrupt(), Fault.CANCELLED, NEVER),

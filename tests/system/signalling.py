@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +135,15 @@ class Program:
         else:
             raise AssertionError(f"no {text!r} in {''.join(lines)}")
         return "".join(lines)
+
+    def sleeps(self) -> None:
+        """Its main thread has come to wait for something, and goes on waiting."""
+        quiet, until = 0, time.monotonic() + 10.0
+        while quiet < 20:
+            assert time.monotonic() < until, "its main thread is always busy"
+            stat = Path(f"/proc/{self.pid}/task/{self.pid}/stat").read_text()
+            quiet = quiet + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
+            time.sleep(0.005)
 
     def ended(self, code: int = 0) -> None:
         """It ends, with this exit code."""

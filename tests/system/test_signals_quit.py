@@ -114,6 +114,7 @@ def test_quit_while_c_code_holds_the_lock_of_the_interpreter() -> None:
     """
     with Program(body, stdin=subprocess.PIPE) as program:
         program.expect("ready")
+        program.sleeps()  # in the call, and not on the way to it
         program.send(signal.SIGQUIT)
         written = program.error_lines_until("in <module>")
         assert "Current thread" in written

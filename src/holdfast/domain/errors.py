@@ -5,6 +5,7 @@
     |   +-- DeadlineExceeded         also a TimeoutError: the limit of a scope is spent
     |   |   +-- InsufficientBudget   not begun: what is left cannot suffice
     |   +-- Cancelled                a scope was cancelled for another reason
+    |   +-- OutcomeUnknown           cut where it may have been done: after a commit was sent
     +-- PhaseTimeout                 also a TimeoutError: a phase of a call has used up its share
     +-- StreamTimeout                also a TimeoutError: a deadline of a stream has passed
     +-- LimitExceeded                also a ValueError: more came than a reader may deliver
@@ -27,6 +28,7 @@ __all__ = [
     "HoldfastError",
     "InsufficientBudget",
     "LimitExceeded",
+    "OutcomeUnknown",
     "PhaseTimeout",
     "ScopeEnded",
     "StreamTimeout",
@@ -75,6 +77,17 @@ class InsufficientBudget(DeadlineExceeded):
 
 class Cancelled(ScopeEnded):
     """A scope was cancelled, and not by its deadline."""
+
+
+class OutcomeUnknown(ScopeEnded):
+    """Work was cut after it was handed over, and the answer never came: it may have been done.
+
+    Of a transaction whose commit was sent, a message whose confirmation is missing, an `EXEC`.
+    Never tried again by itself: whoever knows how to ask whether it was done can.
+    """
+
+    def __str__(self) -> str:
+        return f"the outcome is unknown, it may have been done: {self.cause.line()}"
 
 
 class PhaseTimeout(HoldfastError, TimeoutError):

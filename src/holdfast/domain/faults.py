@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Literal, cast
 
-from holdfast.domain.errors import DeadlineExceeded, PhaseTimeout, ScopeEnded
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import DeadlineExceeded, OutcomeUnknown, PhaseTimeout, ScopeEnded
 from holdfast.domain.phases import DIALLING, Phase
 
 __all__ = ["ROWS", "Fault", "Finding", "Retry", "Row", "classify", "examine", "is_retryable"]
@@ -240,7 +241,7 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows(Fault.RESET, _SAFE, "ConnectionException AdminShutdown CrashShutdown", _PSYCOPG),
     *_rows(Fault.RESET, _SAFE, "IdleSessionTimeout", _PSYCOPG),
     *_rows(Fault.SYSTEM, _NEVER, "psycopg.OperationalError", wrapped=True),
-    *_rows(Fault.TIMED_OUT, _ALWAYS, "psycopg_pool.PoolTimeout psycopg_pool.errors.PoolTimeout"),
+    *_rows(Fault.TIMED_OUT, _ALWAYS, "psycopg_pool.PoolTimeout"),
     *_rows(Fault.TIMED_OUT, _ALWAYS, "sqlalchemy.exc.TimeoutError"),
     *_rows(Fault.RESET, _SAFE, "sqlalchemy.exc.DisconnectionError", wrapped=True),
     *_rows(Fault.UNKNOWN, _NEVER, "sqlalchemy.exc.DBAPIError", wrapped=True),
@@ -338,7 +339,10 @@ def _behind(exc: BaseException, seen: set[int]) -> Finding | None:
 def _examine(exc: BaseException, seen: set[int]) -> Finding:
     seen.add(id(exc))
     if isinstance(exc, ScopeEnded):
-        fault = Fault.TIMED_OUT if isinstance(exc, DeadlineExceeded) else Fault.CANCELLED
+        late = isinstance(exc, DeadlineExceeded) or (
+            isinstance(exc, OutcomeUnknown) and exc.cause.kind is CauseKind.DEADLINE
+        )
+        fault = Fault.TIMED_OUT if late else Fault.CANCELLED
         return Finding(
             fault, Retry.NEVER, f"{type(exc).__module__}.{type(exc).__qualname__}", "scope"
         )

@@ -22,7 +22,7 @@ from holdfast.domain.errors import (
     PhaseTimeout,
     ScopeEnded,
 )
-from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Ended, Shares, Trail
 from holdfast.domain.wire.baggage import format_baggage, parse_baggage
 from holdfast.domain.wire.budget import Decode, decoder, tightest
@@ -37,8 +37,7 @@ from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
 from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.ambient import hop_reserve, ledger
-from holdfast.runtime.clock import monotonic
-from holdfast.runtime.scope import ambient
+from holdfast.runtime.bounded import Bounded
 
 __all__ = ["PEEK", "Call", "ErrorClasses", "Options", "Outbound", "both"]
 
@@ -148,7 +147,7 @@ class Outbound:
         self.budgets: dict[bytes, Decode] = {name: decoder(how) for name, how in outbound}
 
 
-class Call:
+class Call(Bounded):
     """One call and its bounds, which are captured when it begins and hold wherever it is read.
 
     Args:
@@ -159,37 +158,17 @@ class Call:
         target: the whole of its URL for people, without secrets.
 
     Attributes:
-        name: of the call, in errors: `GET orders/42`.
-        begun: monotonic instant at which it began.
-        limit: monotonic instant at which it is over; infinite without a deadline.
         trail: its record.
     """
 
-    __slots__ = (
-        "_host",
-        "_told",
-        "begun",
-        "here",
-        "ledger",
-        "limit",
-        "name",
-        "now",
-        "outbound",
-        "trail",
-    )
+    __slots__ = ("_host", "_told", "ledger", "outbound", "trail")
 
     def __init__(self, outbound: Outbound, method: str, host: str, path: str, target: str) -> None:
-        here = ambient()
         self.outbound = outbound
-        self.here = here
         self._host = outbound.options.service or host
-        driver = None if here is None else here.driver
-        self.now: Callable[[], Instant] = monotonic if driver is None else driver.now
-        self.begun = self.now()
-        self.limit = NEVER if here is None else here.limit
+        super().__init__(f"{method} {self._host}{path}"[:_LONGEST_NAME])
         self.ledger = ledger()
         self._told = False
-        self.name = f"{method} {self._host}{path}"[:_LONGEST_NAME]
         self.trail = Trail(
             f"{method} {target}",
             self.begun,
@@ -198,30 +177,19 @@ class Call:
             client=outbound.errors.client,
         )
 
-    @property
-    def left(self) -> Duration:
-        """Seconds that are left; zero or negative when the limit is spent."""
-        return self.limit - self.now()
-
     # -- before ----------------------------------------------------------------------------------
 
-    def admit(self) -> None:
-        """Refuse the call when too little is left.
+    def admit(self, needed: Duration = 0.0) -> None:
+        """See `Bounded`; what the client was told to need is needed too."""
+        super().admit(max(needed, self.outbound.options.refuse_below))
 
-        Raises:
-            InsufficientBudget: nothing was sent, no connection was opened or taken.
-        """
-        if self.limit == NEVER:
-            return
-        left, needed = self.left, self.outbound.options.refuse_below
-        if left <= 0 or left < needed:
-            detail = f"not begun, {format_duration(max(0.0, left))} left"
-            if needed > 0:
-                detail += f", {format_duration(needed)} needed"
-            # The call was given nothing; the budget that is told is that of the scope around it.
-            whole = NEVER if self.here is None else self.here.budget
-            cause = replace(self.cause(detail), budget=whole, elapsed=max(0.0, whole - left))
-            raise self.outbound.errors.insufficient(cause)
+    def exceeded(self, cause: Cause) -> DeadlineExceeded:
+        """See `Bounded`."""
+        return self.outbound.errors.exceeded(cause)
+
+    def insufficient(self, cause: Cause) -> InsufficientBudget:
+        """See `Bounded`."""
+        return self.outbound.errors.insufficient(cause)
 
     def headers(self) -> list[tuple[str, str]]:
         """What is sent: what is left now, identity, stage, baggage."""
@@ -264,7 +232,7 @@ class Call:
         """The error for a limit that is spent at the point where the call is now."""
         trail = self.trail
         trail.end(self.now(), Ended.TIMEOUT)
-        error = self.outbound.errors.exceeded(self.cause(detail or trail.brief()))
+        error = super().over(detail or trail.brief())
         error.trail = trail
         error.add_note(trail.line())
         return error
@@ -301,21 +269,10 @@ class Call:
             observer.call_ended(self.trail, error)
 
     def cause(self, detail: str, *below: Cause, kind: CauseKind = CauseKind.DEADLINE) -> Cause:
-        """A cause that begins with this call, with what hops below are known to have said."""
-        now, here = self.now(), self.here
+        """See `Bounded`; with what hops below are known to have said."""
         told: tuple[Cause, ...] = () if self.ledger is None else tuple(self.ledger.below)
         known = below + tuple(said for said in told if said not in below)
-        if here is None:
-            return Cause(kind, self.name, "", now, NEVER, now - self.begun, detail, known)
-        of_parent = here.cause_of(kind, now)
-        return replace(
-            of_parent,
-            scope=f"{of_parent.scope}/{self.name}",
-            budget=self.limit - self.begun,
-            elapsed=now - self.begun,
-            detail=detail,
-            below=known,
-        )
+        return super().cause(detail, *known, kind=kind)
 
     @staticmethod
     def worth_a_look(status: int, headers: Mapping[str, str]) -> bool:
@@ -354,7 +311,7 @@ class Call:
         if told is not None and status == 504 and self.outbound.options.raise_for_deadline:
             below: Iterable[Cause] = () if cause is None else (cause,)
             detail = f"{self._host} answered that its deadline is spent"
-            error = self.outbound.errors.exceeded(self.cause(detail, *below))
+            error = self.exceeded(self.cause(detail, *below))
             error.trail = self.trail
             raise error
 

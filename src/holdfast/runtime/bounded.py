@@ -1,0 +1,110 @@
+"""One piece of work for somebody else's server: what it may spend, and how it is refused or ended.
+
+What the carriers of calls, statements and commands have in common. The bounds are captured where it
+is made, and hold wherever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from holdfast.domain.cause import Cause, CauseKind
+from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.scope import ambient
+
+__all__ = ["Bounded"]
+
+
+class Bounded:
+    """See the module.
+
+    Args:
+        name: of the work, in errors: `GET orders/42`, `SELECT`, `BLPOP`.
+
+    Attributes:
+        name: of the work.
+        begun: monotonic instant at which it began.
+        here: the scope that it is done in; none outside of all.
+        limit: monotonic instant at which it is over; infinite without a deadline.
+        now: the clock of that scope.
+    """
+
+    __slots__ = ("begun", "here", "limit", "name", "now")
+
+    def __init__(self, name: str) -> None:
+        here = ambient()
+        self.name = name
+        self.here = here
+        if here is None:
+            self.now: Callable[[], Instant] = monotonic
+            self.limit = NEVER
+        else:
+            self.now = here.driver.now
+            self.limit = here.limit
+        self.begun = self.now()
+
+    @property
+    def left(self) -> Duration:
+        """Seconds that are left; zero or negative when the limit is spent."""
+        return self.limit - self.now()
+
+    def exceeded(self, cause: Cause) -> DeadlineExceeded:
+        """Makes the error of a spent limit; adapters make one that is their library's as well."""
+        return DeadlineExceeded(cause)
+
+    def insufficient(self, cause: Cause) -> InsufficientBudget:
+        """Makes the error of work that is refused; see `exceeded`."""
+        return InsufficientBudget(cause)
+
+    def admit(self, needed: Duration = 0.0) -> None:
+        """Refuse the work when too little is left.
+
+        Args:
+            needed: seconds that it needs.
+
+        Raises:
+            InsufficientBudget: nothing was sent, no connection was opened or taken.
+        """
+        if self.limit == NEVER:
+            return
+        left = self.left
+        if left <= 0 or left < needed:
+            detail = f"not begun, {format_duration(max(0.0, left))} left"
+            if needed > 0:
+                detail += f", {format_duration(needed)} needed"
+            # It was given nothing; the budget that is told is that of the scope around it.
+            whole = NEVER if self.here is None else self.here.budget
+            cause = replace(self.cause(detail), budget=whole, elapsed=max(0.0, whole - left))
+            raise self.insufficient(cause)
+
+    def cause(self, detail: str, *below: Cause, kind: CauseKind = CauseKind.DEADLINE) -> Cause:
+        """A cause that begins with this work.
+
+        Args:
+            detail: what it was at.
+            below: what servers further down are known to have said.
+            kind: why it has ended.
+        """
+        now, here = self.now(), self.here
+        if here is None:
+            return Cause(kind, self.name, "", now, NEVER, now - self.begun, detail, below)
+        of_parent = here.cause_of(kind, now)
+        return replace(
+            of_parent,
+            scope=f"{of_parent.scope}/{self.name}",
+            budget=self.limit - self.begun,
+            elapsed=now - self.begun,
+            detail=detail,
+            below=below,
+        )
+
+    def over(self, detail: str = "") -> DeadlineExceeded:
+        """The error for a limit that is spent at the point where the work is now.
+
+        Args:
+            detail: what it was at.
+        """
+        return self.exceeded(self.cause(detail))
