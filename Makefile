@@ -4,9 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# Examples of one document share their names, so a file stays with one worker. Six of them, however
-# few cores there are: most of the time a stop is waited for.
-PYTEST := -m pytest -n 6 --dist loadfile -m "not soak"
+TESTS := tools/tests.py
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-all soak coverage lint format types contracts api bench docs mutants clean
@@ -24,7 +22,7 @@ demo: env  ## start the demo
 
 test: env  ## run the tests and the examples of the documentation
 	@sh tools/packages.sh
-	@$(BIN)/python $(PYTEST) $(ARGS)
+	@$(BIN)/python $(TESTS) $(ARGS)
 
 test-all: test  ## run them on every supported Python of this host
 	@own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -32,7 +30,7 @@ test-all: test  ## run them on every supported Python of this host
 		[ "$$version" = "$$own" ] && continue; \
 		echo "Python $$version"; \
 		sh tools/env.sh "$(VENV)-$$version" "$$python" test || exit 1; \
-		"$(VENV)-$$version/bin/python" $(PYTEST) $(ARGS) </dev/null || exit 1; \
+		"$(VENV)-$$version/bin/python" $(TESTS) $(ARGS) </dev/null || exit 1; \
 	done
 
 soak: env  ## 20,000 cancelled calls and 20,000 clients that leave; minutes
