@@ -24,13 +24,18 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
 FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
 NETS: Final = ("scenarios", "healthy", "churn", "names")
+DATA: Final = ("grpc", "asyncpg", "psycopg", "sqlalchemy", "redis", "wsgi", "workers")
 STOPS: Final = ("cells", "roll", "hup", "edges", "sockets", "http2", "quiet", "rate")
-LONG: Final = (*(f"net.{part}" for part in NETS), *(f"stop.{part}" for part in STOPS))
+LONG: Final = (
+    *(f"net.{part}" for part in NETS),
+    *(f"data.{part}" for part in DATA),
+    *(f"stop.{part}" for part in STOPS),
+)
 """Figures that take their time and run only when they are named."""
 PEERS: Final = (
     "anyio", "uvloop", "uvicorn", "httptools", "starlette", "httpx", "httpx2", "aiohttp",
     "requests", "urllib3", "async-timeout", "quattro", "aiofence",
-    "opentelemetry-instrumentation-asgi",
+    "opentelemetry-instrumentation-asgi", "grpcio", "asyncpg", "psycopg", "sqlalchemy", "redis",
 )  # fmt: skip
 
 MORE: Final = ("servers", "cells", "stops", "stop")
@@ -65,7 +70,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
-    choices = (*FIGURES, "net", "stop", *LONG)
+    choices = (*FIGURES, "net", "data", "stop", *LONG)
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"of {', '.join(choices)}")
     parser.add_argument("--only", action="append", choices=choices, help="this figure; repeatable")
     parser.add_argument("--server", dest="servers", action="append", help="of stop.*: this one")
