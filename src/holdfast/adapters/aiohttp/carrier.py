@@ -87,7 +87,7 @@ class AiohttpCarrier:
         if self._policy.mode == "off":
             return await handler(request)
         exchange = Exchange(request, self._terms)
-        cause = exchange.refusal()
+        cause = exchange.refusal(exchange.driver.now())
         if cause is not None:
             return await self._ended(exchange, cause)
         request[EXCHANGE] = exchange
@@ -126,7 +126,7 @@ class AiohttpCarrier:
             # There is nobody to answer; the number is for aiohttp's access log.
             exchange.answered = True
             return web.Response(status=status_of(cause))
-        return exchange.answer(cause)
+        return exchange.answered_for(cause)
 
     def _note(self, exchange: Exchange, cause: Cause) -> None:
         self.counts[f"ended.{cause.kind}"] += 1

@@ -10,19 +10,11 @@ from typing import Any, Final, cast
 from aiohttp import web
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.context import Carried
-from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
-from holdfast.domain.wire.answer import answer_to
-from holdfast.domain.wire.ending import is_late, request_name
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.wire.inbound import raw_headers
-from holdfast.domain.wire.timing import hop_timing
-from holdfast.domain.wire.trace import identify
-from holdfast.runtime.ambient import use
-from holdfast.runtime.clock import fresh_span_id, fresh_trace_id
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.idling import IdleWatch
-from holdfast.runtime.ledger import Ledger
-from holdfast.runtime.scope import Scope
+from holdfast.runtime.served import Served
 from holdfast.runtime.terms import Terms
 
 __all__ = ["EXCHANGE", "Exchange", "prepare"]
@@ -39,7 +31,7 @@ _SIGNS: Final = ("write", "send_frame", "send_str", "send_bytes", "receive")
 _WEBSOCKET: Final[Any] = web.WebSocketResponse  # takes a parameter, which `isinstance` cannot know
 
 
-class Exchange:
+class Exchange(Served):
     """See the module.
 
     Args:
@@ -47,9 +39,7 @@ class Exchange:
         terms: under which it is served.
 
     Attributes:
-        scope: of its handler.
-        arrival: instant at which it came.
-        left: seconds that the caller gave; infinite when it set no deadline.
+        request: as given.
         started: whether its response has begun.
         over: whether its handler has ended.
         answered: whether it was answered for the handler.
@@ -58,57 +48,20 @@ class Exchange:
 
     def __init__(self, request: web.Request, terms: Terms) -> None:
         self.request = request
-        self.terms = terms
         self.driver = driver_of(asyncio.get_running_loop())
         self.touched: Instant = self.driver.now()
-        self.arrival = self.touched
-        self.ledger = Ledger()
         self.started = self.over = self.answered = False
-        headers = raw_headers(request.headers.items())
-        self.left, malformed, ours = terms.codec.glance(headers)
-        terms.counts["malformed_header"] += malformed
-        inbound = terms.codec.read(ours)
-        identity = identify(
-            inbound.trace,
-            span_id=fresh_span_id(),
-            new_trace=fresh_trace_id,
-            sample=terms.sample,
-        )
-        self.carried = Carried(identity, inbound.stage, inbound.baggage)
         self.socket: web.WebSocketResponse[Any] | None = None
         self._idling: IdleWatch | None = None
         self._read = 0
-        self.scope = self._made()
-
-    def _made(self) -> Scope:
-        request, terms = self.request, self.terms
-        self.resolved = resolved = terms.policy.limits(request.path, request.method)
-        limits = resolved.limits
-        self.streams = resolved.stream or _upgrades(request)
-        budget = self.left if self.streams else min(limits.request, self.left)
-        if terms.observing:
-            budget = NEVER
-        scope = use(self.carried, name=request_name(request.method, request.path))
-        scope.special = True
-        scope.at = self.arrival + budget
-        scope.hop = terms.hop
-        scope.ledger = self.ledger
-        scope.reserve = limits.reserve
-        # Of a caller that gave little, half at most is kept for clean-up.
-        scope.grace = min(limits.grace, max(0.0, budget) / 2) if limits.grace else 0.0
-        return scope
-
-    def refusal(self) -> Cause | None:
-        """Why it must not begin, if so."""
-        now, scope = self.driver.now(), self.scope
-        needed = self.resolved.limits.refuse_below
-        if scope.at > now and scope.at - now >= needed:
-            return None
-        reason = "expired" if scope.at <= now else "too_little"
-        self.terms.counts[f"refused.{reason}"] += 1
-        what = f"not begun: {format_duration(max(0.0, scope.at - now))} left"
-        budget = scope.at - self.arrival
-        return Cause(CauseKind.DEADLINE, scope.name, self.terms.hop, now, budget, 0.0, what)
+        super().__init__(
+            terms,
+            raw_headers(request.headers.items()),
+            request.method,
+            request.path,
+            self.touched,
+            streams=_upgrades(request),
+        )
 
     # -- while it is open ------------------------------------------------------------------------
 
@@ -124,10 +77,7 @@ class Exchange:
         self.over = True
         if self._idling is not None:
             self._idling.stop()
-        if self.terms.observing:
-            spent = self.driver.now() - self.arrival
-            limit = self.left if self.streams else self.resolved.budget(self.left)
-            self.terms.counts["would_exceed"] += spent > limit
+        self.observe(self.driver.now())
 
     def _look(self) -> None:
         if self.over:
@@ -218,25 +168,10 @@ class Exchange:
 
     # -- its end ---------------------------------------------------------------------------------
 
-    def timing(self) -> bytes:
-        """Value of `Server-Timing`."""
-        spent = self.driver.now() - self.arrival
-        return hop_timing(self.terms.hop, self.terms.timing, spent, self.ledger.spent)
-
-    def answer(self, cause: Cause) -> web.StreamResponse:
+    def answered_for(self, cause: Cause) -> web.StreamResponse:
         """What the client gets when the request has ended early."""
         self.answered = True
-        if self.ledger.below and not cause.below:
-            cause = cause.with_below(*self.ledger.below)
-        now, end = self.driver.now(), self.arrival + self.left
-        made = answer_to(
-            cause,
-            self.carried.identity,
-            self.timing(),
-            spent=is_late(cause, end, now, self.scope.kept),
-            details=self.terms.details,
-            retry=self.terms.retry,
-        )
+        made = self.answer(cause, self.driver.now())
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in made.headers}
         return web.Response(status=made.status, headers=headers, body=made.body)
 
@@ -252,7 +187,7 @@ async def prepare(request: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
     headers.setdefault("X-Request-ID", exchange.carried.identity.echo_id)
     if exchange.terms.timing:
-        headers["Server-Timing"] = exchange.timing().decode("latin-1")
+        headers["Server-Timing"] = exchange.timing(exchange.driver.now()).decode("latin-1")
     if exchange.over:
         exchange.bound_sending(response)
     else:
