@@ -122,6 +122,11 @@ class InboundCodec:
         """The codec that settings ask for."""
         return cls(settings.headers, settings.stage_header, settings.trust_stage)
 
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """Names of the headers that it reads, for servers that have them in another form."""
+        return tuple(self._table)
+
     def left(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Duration | None, int]:
         """Seconds left by the tightest valid header, and how many were malformed."""
         left, malformed, _ = self.glance(headers)
