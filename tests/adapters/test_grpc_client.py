@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import holdfast
 from holdfast.adapters.grpc_client import open_channel
 from holdfast.adapters.grpc_client.errors import GrpcDeadlineExceeded, GrpcPhaseTimeout
-from holdfast.adapters.grpc_client.rpc import rounded
+from holdfast.adapters.grpc_client.outward import rounded
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.context import Carried, Identity
 from holdfast.domain.phases import DEFAULT_SHARES, Ended, Phase, Shares, Trail

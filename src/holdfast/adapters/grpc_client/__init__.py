@@ -11,6 +11,8 @@ told here, as phases: until the channel is ready (`tcp.connect`, with look-up an
 does by itself), until the server answers (`grpc.header`), and until it is done (`grpc.message`).
 
     errors     ours, which are grpc's as well
+    outward    what a call tells its server, and what it is told in the end
+    channels   a channel, and its methods
     rpc        one call: its bounds, its record, its errors
     answers    what the caller gets
 
@@ -19,25 +21,22 @@ A call that nobody awaits or reads, and that ends by itself, is not told to an o
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from holdfast.adapters.grpc_client.answers import Messages, OneAnswer, OneAnswerToMany
+from holdfast.adapters.grpc_client.channels import BoundChannel, host_of
 from holdfast.adapters.grpc_client.errors import ERRORS
-from holdfast.adapters.grpc_client.rpc import Requests, Rpc
+from holdfast.domain.discovery.keepalive import Keepalive
 from holdfast.domain.instant import Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Shares
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.outbound import Options, Outbound
 
-__all__ = ["open_channel"]
-
-_SLASHES: Final = "/"
+__all__ = ["Keepalive", "open_channel"]
 
 
 def open_channel(
@@ -54,6 +53,7 @@ def open_channel(
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Sequence[tuple[str, Any]] = (),
     compression: grpc.Compression | None = None,
+    keepalive: Keepalive | None = None,
 ) -> grpc.aio.Channel:
     """A channel of grpc.aio whose calls obey, and say where their time went.
 
@@ -78,6 +78,9 @@ def open_channel(
         interceptors: of your own, inside of ours.
         options: of the channel, see grpc.
         compression: of the channel, see grpc.
+        keepalive: how soon a dead peer is seen. For peers that allow such pings: servers that were
+            not told so close the connection because of them. Without it a dead peer is seen by
+            the deadlines of the calls alone.
 
     Raises, from its calls:
         DeadlineExceeded: the deadline is spent; also an `AioRpcError` where the call itself raises.
@@ -88,67 +91,10 @@ def open_channel(
     outbound = Outbound(
         Options(service, wire, refuse_below, reserve, raise_for_deadline, shares, observer), ERRORS
     )
-    carrier = _Carrier(outbound, target)
-    ours = [kind(carrier) for kind in (_OneToOne, _OneToMany, _ManyToOne, _ManyToMany)]
-    every: list[grpc.aio.ClientInterceptor] = [*ours, *interceptors]
+    own = list(interceptors)
+    every = (*(keepalive.client_options() if keepalive is not None else ()), *options)
     if credentials is None:
-        channel = grpc.aio.insecure_channel(target, options, compression, every)
+        channel = grpc.aio.insecure_channel(target, every, compression, own)
     else:
-        channel = grpc.aio.secure_channel(target, credentials, options, compression, every)
-    carrier.channel = weakref.ref(channel)
-    return channel
-
-
-class _Carrier:
-    """What the interceptors of one channel share."""
-
-    channel: weakref.ref[grpc.aio.Channel]
-
-    def __init__(self, outbound: Outbound, target: str) -> None:
-        self._outbound = outbound
-        self._host = target.rpartition(_SLASHES)[2] if "://" in target else target
-
-    def rpc(self, details: grpc.aio.ClientCallDetails) -> Rpc:
-        return Rpc(self._outbound, self.channel(), self._host, details)
-
-
-class _Interceptor:
-    def __init__(self, carrier: _Carrier) -> None:
-        self._carrier = carrier
-
-    async def _begun(self, proceed: Any, details: Any, request: Any) -> tuple[Rpc, Any]:
-        rpc = self._carrier.rpc(details)
-        return rpc, await rpc.begin(proceed, request)
-
-
-# One class for each: grpc takes an interceptor for the first kind only that it is of.
-
-
-class _OneToOne(_Interceptor, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Any:
-        return OneAnswer(*await self._begun(continuation, client_call_details, request))
-
-
-class _OneToMany(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
-        self, continuation: Any, client_call_details: Any, request: Any
-    ) -> Any:
-        return Messages(*await self._begun(continuation, client_call_details, request))
-
-
-class _ManyToOne(_Interceptor, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        requests = Requests(request_iterator)
-        return OneAnswerToMany(*await self._begun(continuation, client_call_details, requests))
-
-
-class _ManyToMany(_Interceptor, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        requests = Requests(request_iterator)
-        return Messages(*await self._begun(continuation, client_call_details, requests))
+        channel = grpc.aio.secure_channel(target, credentials, every, compression, own)
+    return BoundChannel(channel, outbound, host_of(target))

@@ -1,9 +1,9 @@
-"""What a caller gets: one answer, or a stream of them, with errors that say where the time went."""
+"""What a caller of grpc.aio gets: one answer, or a stream; its errors say where the time went."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator
 from types import TracebackType
 from typing import Any
 
@@ -13,34 +13,15 @@ from grpc.aio import AioRpcError
 
 from holdfast.adapters.grpc_client.rpc import Rpc
 
-__all__ = ["Messages", "OneAnswer", "OneAnswerToMany"]
+__all__ = ["Chat", "Messages", "OneAnswer", "OneAnswerToMany"]
 
 
 class _Answer:
-    """A call with one answer. Everything but the waiting is the call of grpc itself."""
-
-    early = False
-    """Whether its initial metadata comes by itself; else it is one piece with the answer."""
+    """A call. Everything but the waiting is the call of grpc itself."""
 
     def __init__(self, rpc: Rpc, inner: Any) -> None:
         self._rpc = rpc
         self._inner = inner
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
-        rpc, inner = self._rpc, self._inner
-        with _Told(rpc) as told:
-            try:
-                if self.early:
-                    await rpc.head()
-                answer = await inner
-            except AioRpcError as exc:
-                await told.explain(exc)
-                raise
-        rpc.done()
-        return answer
 
     def cancel(self) -> bool:
         return bool(self._inner.cancel())
@@ -56,7 +37,10 @@ class _Answer:
         return left
 
     def add_done_callback(self, callback: Any) -> None:
-        self._inner.add_done_callback(callback)
+        def done(_: Any) -> None:
+            callback(self)
+
+        self._inner.add_done_callback(done)
 
     async def initial_metadata(self) -> Any:
         return await self._inner.initial_metadata()
@@ -82,47 +66,89 @@ class _Answer:
 class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
     """To one request."""
 
+    early = False
+    """Whether its initial metadata comes by itself; else it is one piece with the answer."""
 
-class OneAnswerToMany(_Answer, grpc.aio.StreamUnaryCall[Any, Any]):
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        rpc, inner = self._rpc, self._inner
+        with _Told(rpc) as told:
+            try:
+                if self.early:
+                    await rpc.head()
+                answer = await inner
+            except AioRpcError as exc:
+                await told.explain(exc)
+                raise
+        rpc.done()
+        return answer
+
+
+class _Writes(_Answer):
+    async def write(self, request: Any) -> None:
+        await self._told(self._inner.write(request))
+
+    async def done_writing(self) -> None:
+        await self._told(self._inner.done_writing())
+
+    async def _told(self, writing: Awaitable[None]) -> None:
+        with _Told(self._rpc) as told:
+            try:
+                await writing
+            except AioRpcError as exc:
+                await told.explain(exc)
+                raise
+
+
+class OneAnswerToMany(_Writes, OneAnswer, grpc.aio.StreamUnaryCall[Any, Any]):  # type: ignore[misc]
     """To a stream of requests."""
 
     early = True
 
-    async def write(self, request: Any) -> None:
-        await self._inner.write(request)
 
-    async def done_writing(self) -> None:
-        await self._inner.done_writing()
-
-
-class Messages:
-    """The answers of a stream."""
+class Messages(_Answer, grpc.aio.UnaryStreamCall[Any, Any]):
+    """The answers of a stream, to one request."""
 
     def __init__(self, rpc: Rpc, inner: Any) -> None:
-        self._rpc = rpc
-        self._inner = inner
-        self._source: Any = None
+        super().__init__(rpc, inner)
+        self._begun = False
         self._count = 0
 
     def __aiter__(self) -> Messages:
         return self
 
     async def __anext__(self) -> Any:
+        return await self._next(iterated=True)
+
+    async def read(self) -> Any:
+        """The next message, or `grpc.aio.EOF`."""
+        return await self._next(iterated=False)
+
+    async def _next(self, *, iterated: bool) -> Any:
         rpc, inner = self._rpc, self._inner
         with _Told(rpc, self._count) as told:
             try:
-                if self._source is None:
+                if not self._begun:
                     await rpc.head()
-                    self._source = inner.__aiter__()
-                message = await self._source.__anext__()
+                    self._begun = True
+                message = await (inner.__aiter__().__anext__() if iterated else inner.read())
             except StopAsyncIteration:
                 rpc.done()
                 raise
             except AioRpcError as exc:
                 await told.explain(exc)
                 raise
-        self._count += 1
+        if message is grpc.aio.EOF:
+            rpc.done()
+        else:
+            self._count += 1
         return message
+
+
+class Chat(_Writes, Messages, grpc.aio.StreamStreamCall[Any, Any]):  # type: ignore[misc]
+    """The answers of a stream, to a stream of requests."""
 
 
 class _Told:
@@ -132,6 +158,8 @@ class _Told:
         rpc: the call.
         count: messages that came.
     """
+
+    __slots__ = ("_cancels", "_count", "_rpc", "_task")
 
     def __init__(self, rpc: Rpc, count: int = 0) -> None:
         self._rpc = rpc
@@ -150,9 +178,9 @@ class _Told:
             raise error from exc
 
     def __enter__(self) -> _Told:
-        task = asyncio.current_task()
+        self._task = task = asyncio.current_task()
         self._cancels = 0 if task is None else task.cancelling()
-        self._rpc.waited_for = True
+        self._rpc.waiters += 1
         return self
 
     def __exit__(
@@ -161,10 +189,10 @@ class _Told:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._rpc.waited_for = False
+        self._rpc.waiters -= 1
         if not isinstance(exc, asyncio.CancelledError):
             return
-        task = asyncio.current_task()
+        task = self._task
         ours = task is None or task.cancelling() <= self._cancels
         late = self._rpc.late() if ours else None
         if late is not None:

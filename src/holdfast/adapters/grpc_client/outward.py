@@ -1,0 +1,226 @@
+"""What a call tells its server, and what that says of its end, with and without asyncio.
+
+gRPC takes one time-out for both sides and rounds it up when it writes it down, so what it is given
+is rounded down first. The rest goes and comes as metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import grpc
+
+from holdfast.domain.cause import Cause
+from holdfast.domain.errors import DeadlineExceeded
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.phases import Phase, Shares
+from holdfast.domain.wire.problem import CAUSE_HEADER, parse_cause_header
+from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status, status_names
+from holdfast.runtime.ambient import hop_reserve
+from holdfast.runtime.outbound import Call, Outbound
+
+__all__ = [
+    "DIAL",
+    "EARLY",
+    "LATER",
+    "LONGEST_TEXT",
+    "READY",
+    "SOON",
+    "Line",
+    "Told",
+    "begun",
+    "hop_error",
+    "metadata_of",
+    "rounded",
+    "said_below",
+    "spoken",
+    "time_out",
+]
+
+READY: Final = grpc.ChannelConnectivity.READY
+DIAL: Final = "look-up and TLS are in it"
+
+SOON: Final[Duration] = 0.001
+LATER: Final[Duration] = 0.02
+"""Seconds between two looks at a channel that is not ready, at first and later on."""
+
+EARLY: Final[Duration] = 0.005
+"""Seconds that grpc may be ahead of the deadline that it was given: it goes by the wall clock."""
+
+LONGEST_TEXT: Final = 200
+
+_ROUTE: Final = (Phase.CONNECT, Phase.GRPC_HEADER, Phase.GRPC_MESSAGE)
+_OWN: Final = "grpc-"
+_SLACK: Final[Duration] = 0.002
+"""Seconds that grpc may add on top, as it goes by whole milliseconds of the wall clock."""
+
+# Below so many seconds grpc writes a time-out down in units of so many, rounded up
+# (src/core/lib/transport/timeout_encoding.cc).
+_UNITS: Final = ((0.9, 0.001), (9.9, 0.01), (99.0, 0.1), (990.0, 1.0), (9_900.0, 10.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One method of one channel.
+
+    Attributes:
+        outbound: options of the channel.
+        host: what the channel leads to.
+        path: of the method: `/shop.Orders/Get`.
+        patient: shares of a call that waits until the channel is ready.
+    """
+
+    outbound: Outbound
+    host: str
+    path: str
+    patient: Shares
+
+    @classmethod
+    def of(cls, outbound: Outbound, host: str, path: str) -> Line:
+        """The line of a method."""
+        shares = outbound.options.shares
+        bounded = tuple(phase for phase in shares.bounded if phase is not Phase.CONNECT)
+        return cls(outbound, host, path, replace(shares, bounded=bounded))
+
+    @property
+    def hop(self) -> str:
+        """Name of the server, in causes that do not tell it."""
+        return self.outbound.options.service or self.host
+
+
+def rounded(left: Duration) -> Duration:
+    """A time-out for grpc that tells the server no more than `left` seconds.
+
+    grpc rounds up what it tells: 12.34 s would be 12.4 s there, and a deadline would move later
+    from hop to hop.
+    """
+    if left == NEVER:
+        return NEVER
+    unit = 100.0
+    for below, step in _UNITS:
+        if left < below:
+            unit = step
+            break
+    return max(0.0, math.floor(left / unit) * unit - _SLACK)
+
+
+def begun(line: Line, own: Duration | None, waits: bool | None) -> Call:
+    """A call, with what grpc goes through as its route.
+
+    Args:
+        line: which.
+        own: seconds that the caller allows, of grpc's own; none without.
+        waits: whether it waits until the channel is ready, however long that takes.
+    """
+    call = Call(line.outbound, "grpc", line.host, line.path, line.host + line.path)
+    trail = call.trail
+    trail.route = _ROUTE
+    if own is not None:
+        trail.limit = min(call.limit, call.begun + own)
+    if waits:  # to wait is what was asked for
+        trail.shares = line.patient
+    return call
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What grpc is told of the time.
+
+    Attributes:
+        seconds: its time-out; none without one.
+        given: instant at which what it was told of the ambient limit is over; infinite without.
+        own: instant at which the caller's own time-out is over; infinite without one.
+        kept: seconds that were kept back.
+    """
+
+    seconds: Duration | None = None
+    given: Instant = NEVER
+    own: Instant = NEVER
+    kept: Duration = 0.0
+
+    def late(self, now: Instant) -> bool:
+        """Whether an end at `now` is that of the ambient limit, and not of the caller's own."""
+        return self.given <= self.own and self.given - EARLY <= now
+
+    def late_for_caller(self, now: Instant) -> bool:
+        """Whether it is that of the caller's own time-out."""
+        return self.own - EARLY <= now
+
+
+_UNBOUND: Final = Told()
+
+
+def time_out(call: Call, own: Duration | None) -> Told:
+    """What grpc is told: what is left, rounded down, or the caller's own time-out if less."""
+    if call.limit == NEVER:
+        if own is None:
+            return _UNBOUND
+        until = call.begun + own
+        return Told(max(0.0, until - call.now()), NEVER, until)
+    now = call.now()
+    kept = max(call.outbound.options.reserve, hop_reserve())
+    left = rounded(call.limit - now - kept)
+    if own is None:
+        return Told(left, now + left, NEVER, kept)
+    until = call.begun + own
+    return Told(max(0.0, min(left, until - now)), now + left, until, kept)
+
+
+def metadata_of(call: Call, theirs: Iterable[Any] | None) -> tuple[tuple[str, str | bytes], ...]:
+    """What is sent: what the caller sets, and what it does not set of ours."""
+    if not theirs:
+        # The time left goes in a header of grpc's own, which it writes itself.
+        return tuple(pair for pair in call.headers() if not pair[0].startswith(_OWN))
+    given: list[tuple[str, str | bytes]] = list(theirs)
+    texts = {key: value for key, value in given if isinstance(value, str)}
+    ours = {k: v for k, v in call.joined(texts).items() if not k.startswith(_OWN)}
+    kept = [(key, value) for key, value in given if key.lower() not in ours]
+    return (*kept, *ours.items())
+
+
+# -- what the server says of its end -----------------------------------------------------------
+
+
+def said_below(metadata: Iterable[Any] | None, hop: str) -> Cause | None:
+    """The cause that a server tells in its trailing metadata, in full before in one line.
+
+    Args:
+        metadata: of the end of the call.
+        hop: name of the server, where it does not say its own.
+    """
+    cause: Cause | None = None
+    for key, value in metadata or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            cause = parse_status(value) or cause
+        elif key == CAUSE_HEADER and isinstance(value, str) and cause is None:
+            cause = parse_cause_header(value)
+    return cause if cause is None or cause.hop else replace(cause, hop=hop)
+
+
+def spoken(error: Any) -> str:
+    """The status of an error, its text, and what the server calls it, in one short line."""
+    text = f"{error.code().name}: {error.details() or ''}"[:LONGEST_TEXT]
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            names = ", ".join(status_names(value))[:LONGEST_TEXT]
+            return f"{text} ({names})" if names else text
+    return text
+
+
+def hop_error(call: Call, error: Any, cause: Cause | None) -> DeadlineExceeded | None:
+    """What is raised where a server says that its part of the deadline is spent; none elsewhere."""
+    if cause is not None and call.ledger is not None:
+        call.ledger.blame(cause)
+    options = call.outbound.options
+    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not options.raise_for_deadline:
+        return None
+    told = cause is not None or any(key == CAUSE_HEADER for key, _ in error.trailing_metadata())
+    if not told:
+        return None
+    below = () if cause is None else (cause,)
+    found = call.exceeded(call.cause("the server answered that its deadline is spent", *below))
+    found.trail = call.trail
+    return found
