@@ -23,6 +23,7 @@ from holdfast.domain.errors import DeadlineExceeded, ScopeEnded, UsageError
 from holdfast.domain.instant import Instant
 from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.driver import Driver, Last, driver_of
+from holdfast.runtime.elsewhere import Gone, Stub, seen_from_here
 from holdfast.runtime.hosted import NOT_ENTERED, HostedNode, error_for, outcome_of
 from holdfast.runtime.shields import shield_mark
 
@@ -319,6 +320,13 @@ class Scope(HostedNode):
 
     def __enter__(self) -> Scope:
         self._refuse_in_coroutine()
+        return self.enter_plain()
+
+    def enter_plain(self) -> Scope:
+        """`__enter__`, for who opens and closes it around calls of plain functions.
+
+        Also inside a coroutine, which then waits for them in vain: tests do that.
+        """
         if self.driver is not NOT_ENTERED:
             raise self.used_before()
         outer = AMBIENT.get()
@@ -326,11 +334,13 @@ class Scope(HostedNode):
         now = driver.now()
         # The tree and the timers belong to the thread of the loop. A scope of a plain function
         # takes its limit from there, and is a tree of its own.
-        stub = Node("thread")
+        stub = Stub("thread")
         stub.open_root(now)
         if outer is not None:
             self.outer, self.origin = outer, outer.path
-            stub.limit, stub.cause = outer.limit, outer.reached()
+            seen = ambient()
+            stub.limit = outer.limit
+            stub.cause = seen.cause if isinstance(seen, Gone) else outer.reached()
         wish = min(now + self.wish, self.at, stub.limit - self.keep)
         refusal = self.admit(stub, now, wish, self.grace)
         if refusal is not None:
@@ -370,9 +380,11 @@ os.register_at_fork(after_in_child=lambda: AMBIENT.set(None))
 def ambient() -> HostedNode | None:
     """The innermost scope that is open here, or none."""
     scope = AMBIENT.get()
-    while scope is not None and scope.outcome is not None:
-        scope = scope.outer
-    return scope
+    if scope is None or (
+        scope.outcome is None and scope.task is not None and not scope.driver.troubles
+    ):
+        return scope
+    return seen_from_here(scope)
 
 
 class _Thread:

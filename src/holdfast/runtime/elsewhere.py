@@ -1,0 +1,66 @@
+"""What a scope is to a thread that does not run its loop.
+
+A thread gets the ambient scope with its context, may read it, and cannot be cancelled. So when the
+scope has been cancelled or has ended, the one who waited for the thread is gone, and the thread is
+told so where it asks: nothing remains. On the loop itself it is different: there a task that goes
+on after its scope has ended (detached work) falls back to what is open further out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from holdfast.domain.cause import Cause, CauseKind
+from holdfast.domain.tree import Node
+from holdfast.runtime.hosted import HostedNode
+
+__all__ = ["Gone", "Stub", "ended_by", "seen_from_here"]
+
+
+class Stub(Node):
+    """Stands above the scope of a plain function, whose tree is its own."""
+
+
+class Gone(HostedNode):
+    """A scope that has been cancelled or has ended, as a thread sees it: nothing remains of it."""
+
+    def __init__(self, ended: HostedNode) -> None:
+        super().__init__(ended.name)
+        self.driver = ended.driver
+        self.parent = ended.parent
+        self.outer = ended
+        self.opened_at = ended.opened_at
+        self.limit = min(ended.limit, ended.driver.now())
+        self.cause = ended_by(ended)
+
+
+def ended_by(scope: HostedNode) -> Cause | None:
+    """Why work for `scope` is in vain: its cause, or that it has ended; none while it goes on."""
+    cause = scope.reached()
+    if cause is None and scope.outcome is not None:
+        detail = f"'{scope.name}' is {scope.outcome}, so nobody waits for this any more"
+        cause = scope.cause_of(CauseKind.PARENT, scope.driver.now(), detail)
+    return cause
+
+
+def seen_from_here(scope: HostedNode | None) -> HostedNode | None:
+    """`scope`, or the nearest around it that is open; what is left of it where it has ended.
+
+    Args:
+        scope: the innermost of the present context.
+    """
+    hosted = scope
+    while hosted is not None and isinstance(hosted.parent, Stub):
+        hosted = hosted.outer  # of plain functions, which the loop knows nothing of
+    if hosted is not None and not _on_its_loop(hosted) and ended_by(hosted) is not None:
+        return Gone(hosted)
+    while scope is not None and scope.outcome is not None:
+        scope = scope.outer
+    return scope
+
+
+def _on_its_loop(scope: HostedNode) -> bool:
+    try:
+        return asyncio.get_running_loop() is scope.driver.loop
+    except RuntimeError:
+        return scope.driver.loop.is_closed()  # nobody runs it: there is no thread but this
