@@ -1,0 +1,136 @@
+"""What every connection of ours knows: which command is under way, and how many answers are owed.
+
+An answer that is owed is what makes a connection dangerous: whoever uses it next would get it. So
+the commands that were handed over are counted, and the answers that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.adapters.redis.blocking import rule_for, shortened
+from holdfast.adapters.redis.errors import Command, named
+from holdfast.adapters.redis.retrying import bounded_retry
+from holdfast.adapters.redis.settings import Settings
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.scope import ambient
+
+__all__ = ["Counting"]
+
+
+class Counting:
+    """To be mixed into a connection of redis-py, by the two that follow.
+
+    Attributes:
+        holdfast: what the carrier was told.
+        owed: answers that have not come yet.
+        cut: answers that were owed when the connection was closed the last time, if all that was
+            handed over had left.
+        waited: the last command, when its wait at the server was made shorter.
+        lifted: whether the last command waits at the server, under a deadline, so that time-outs of
+            the socket are out of place.
+    """
+
+    holdfast: Settings
+    owed: int = 0
+    cut: int = 0
+    waited: tuple[Command, Duration] | None = None
+    lifted: bool = False
+    _name: Any = "command"
+    _packed: tuple[Any, int] | None = None
+
+    @property
+    def retry(self) -> Any:
+        """The `Retry` of redis-py, within the budget."""
+        return self.__dict__["retry"]
+
+    @retry.setter
+    def retry(self, retry: Any) -> None:
+        self.__dict__["retry"] = bounded_retry(retry, self.holdfast.refuse_below)
+
+    def admit(self) -> None:
+        """Refuse when too little is left.
+
+        Raises:
+            InsufficientBudget: nothing was sent.
+        """
+        here = ambient()
+        if here is None or here.limit == NEVER:
+            return
+        left, needed = here.limit - here.driver.now(), self.holdfast.refuse_below
+        if left <= 0 or left < needed:
+            Command(named(self._name)).admit(needed)
+
+    def within(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of a command, which may wait at the server no longer than is left."""
+        self._name = name = args[0]
+        self.lifted, self.waited = False, None
+        rule = rule_for(name)
+        if rule is None:
+            if not (isinstance(name, str) and " " in name):
+                return args
+            words = name.split()
+            rule = rule_for(words[0]) if words else None
+            if rule is None:
+                return args
+            args = (*words, *args[1:])
+        at = rule.at(args)
+        here = ambient()
+        if at is None or here is None or here.limit == NEVER:
+            return args
+        self.lifted = True
+        command = Command(named(args[0]))
+        found = shortened(rule, args, command.left, self.holdfast.margin)
+        if found is None:
+            return args
+        args, seconds = found
+        if rule.nothing:
+            self.waited = (command, seconds)
+        return args
+
+    def within_all(self, commands: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """The same for a pipeline, whose answers of nothing are handed on."""
+        found: list[tuple[Any, ...]] = []
+        lifted = False
+        for args in commands:
+            found.append(self.within(tuple(args)))
+            lifted = lifted or self.lifted
+        self._name, self.waited, self.lifted = "pipeline", None, lifted
+        return found
+
+    def counted(self, packed: Any, commands: int) -> Any:
+        """Note how many commands `packed` is."""
+        self._packed = (packed, commands)
+        return packed
+
+    def handed_over(self, packed: Any) -> int:
+        """How many commands `packed` is; they are owed an answer from now on."""
+        known, self._packed = self._packed, None
+        commands = known[1] if known is not None and known[0] is packed else 1
+        self.owed += commands
+        return commands
+
+    def answered(self) -> None:
+        """An answer has come."""
+        if self.owed:
+            self.owed -= 1
+
+    def not_nothing(self, response: Any) -> Any:
+        """The response, unless it is nothing because we had the server wait for a shorter time.
+
+        Raises:
+            DeadlineExceeded: it is.
+        """
+        waited, self.waited = self.waited, None
+        if waited is None or response:
+            return response
+        command, seconds = waited
+        detail = f"the server had nothing for {seconds:.3f} s, which is what was left less a margin"
+        raise command.over(detail)
+
+    def closed(self, unsent: int) -> None:
+        """The connection is closed, with `unsent` bytes of it still here."""
+        self.cut = 0 if unsent else self.owed
+        self.owed = 0
+        self.waited, self.lifted = None, False

@@ -1,0 +1,222 @@
+"""Connections of `redis` for threads: every wait of a socket takes what is left then, and no more.
+
+Nothing here can be cancelled. A time-out of a socket bounds one wait, and a server that sends a byte
+now and then is never late; so the socket is one whose waits all end with the scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.exceptions import RedisError, ResponseError
+
+from holdfast.adapters.redis.counting import Counting
+from holdfast.adapters.redis.errors import Command, named
+from holdfast.domain.errors import HoldfastError
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Trail
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.net.blockdial import connect_blocking
+from holdfast.runtime.net.blocking import BoundSocket
+from holdfast.runtime.net.resolver import default_resolver
+from holdfast.runtime.scope import ambient
+
+__all__ = ["InThread"]
+
+# Ours have the base of theirs, or an object could not change from one to the other.
+_Base = object if TYPE_CHECKING else AbstractConnection
+
+_LEAST: Final[Duration] = 0.001
+
+
+class InThread(_Base, Counting):
+    """To be mixed into a connection of `redis`."""
+
+    _sock: Any
+    socket_timeout: Any
+    socket_connect_timeout: Any
+    _command: Command | None = None
+
+    def _connect(self) -> Any:
+        limit = _limit()
+        sock = self._connected(limit)
+        bound = BoundSocket(sock)
+        bound.use(limit)
+        return bound
+
+    def _connected(self, limit: Instant) -> Any:
+        this: Any = self
+        inner: Any = super()
+        if limit == NEVER:
+            return inner._connect()
+        own = this.socket_connect_timeout
+        left = max(_LEAST, limit - monotonic())
+        if isinstance(self, Connection) and not isinstance(self, UnixDomainSocketConnection):
+            return self._dialled(limit, left if own is None else min(own, left))
+        this.socket_connect_timeout = left if own is None else min(own, left)
+        try:
+            return inner._connect()
+        finally:
+            this.socket_connect_timeout = own
+
+    def _dialled(self, limit: Instant, most: Duration) -> Any:
+        """As redis-py dials, but the name and all addresses share what is left."""
+        this: Any = self
+        trail = Trail(
+            f"{this.host}:{this.port}", monotonic(), limit, DEFAULT_SHARES, route=DIALLING[:2]
+        )
+        sock = connect_blocking(
+            this.host, this.port, trail=trail, resolver=default_resolver(), most=most
+        )
+        try:
+            _optioned(sock, this)
+            sock.settimeout(max(_LEAST, min(most, limit - monotonic())))
+            secure = getattr(this, "_wrap_socket_with_ssl", None)
+            if secure is not None:
+                sock = secure(sock)
+            sock.settimeout(this.socket_timeout)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        if self._sock is not None:
+            return
+        try:
+            inner.connect_check_health(*args, **kwargs)
+        except (RedisError, OSError) as exc:
+            raise self._explained(exc, "connecting")  # noqa: B904 - that has its cause
+        except BaseException:
+            inner.disconnect()
+            raise
+
+    def should_reconnect(self) -> bool:
+        """Whether it is to be closed before somebody else gets it; see redis-py."""
+        inner: Any = super()
+        return self.owed > 0 or inner.should_reconnect()
+
+    # -- commands --------------------------------------------------------------------------------
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        inner.send_command(*self.within(args), **kwargs)
+
+    def pack_command(self, *args: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        return self.counted(inner.pack_command(*self.within(args)), 1)
+
+    def pack_commands(self, commands: Iterable[Any]) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        listed = self.within_all(commands)
+        return self.counted(inner.pack_commands(listed), len(listed))
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """See redis-py."""
+        this: Any = self
+        inner: Any = super()
+        self.admit()
+        lifted, waited, packed = self.lifted, self.waited, self._packed
+        if not self._sock:
+            this.connect_check_health(check_health=False)
+        if check_health:
+            this.check_health()
+        self.lifted, self.waited, self._packed = lifted, waited, packed
+        self._command = command_of = Command(named(self._name))
+        self.handed_over(command)
+        self._bind(command_of.limit)
+        try:
+            inner.send_packed_command(command, check_health=False)
+        except RedisError as exc:
+            self.cut = 0  # a server that has a part of it waits for the rest
+            raise self._explained(exc, "sending")  # noqa: B904 - that has its cause
+
+    def can_read(self, timeout: Any = 0) -> Any:
+        """See redis-py; a wait for a message ends with the scope, and the subscription stays.
+
+        Raises:
+            DeadlineExceeded: nothing came, and nothing is left.
+        """
+        inner: Any = super()
+        limit = _limit()
+        if limit == NEVER or timeout == 0:
+            return inner.can_read(timeout)
+        self._bind(limit)
+        left = max(0.0, limit - monotonic())
+        found = inner.can_read(left if timeout is None else min(timeout, left))
+        if not found and (timeout is None or left < timeout):
+            raise Command("message").over("waiting for a message")
+        return found
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        push = kwargs.get("push_request", False)
+        self._bind(_limit())
+        lifted = self.lifted and self._sock is not None
+        if lifted:
+            self._sock.settimeout(None)
+        try:
+            response = inner.read_response(*args, **kwargs)
+        except ResponseError:
+            self.waited = None
+            if not push:
+                self.answered()
+            raise
+        except RedisError as exc:
+            raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
+        finally:
+            if lifted and self._sock is not None:
+                self._sock.settimeout(self.socket_timeout)
+        if not push:
+            self.answered()
+        return response if self.waited is None else self.not_nothing(response)
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        if self._sock is not None or self.owed:
+            self.closed(0)
+        inner.disconnect(*args, **kwargs)
+
+    # -- bounds ----------------------------------------------------------------------------------
+
+    def _bind(self, limit: Instant) -> None:
+        sock = self._sock
+        if isinstance(sock, BoundSocket):
+            sock.use(limit)
+
+    def _explained(self, exc: Exception, doing: str) -> Exception:
+        """Our own error when the time is over, else what redis-py has raised."""
+        if isinstance(exc, HoldfastError):
+            return exc
+        command = self._command
+        if command is None or command.limit != _limit():
+            command = Command(named(self._name))
+        if not command.spent:
+            return exc
+        error = command.over(doing)
+        error.__cause__ = exc
+        return error
+
+
+def _limit() -> Instant:
+    here = ambient()
+    return NEVER if here is None else here.limit
+
+
+def _optioned(sock: Any, connection: Any) -> None:
+    import socket
+
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if connection.socket_keepalive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in connection.socket_keepalive_options.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
