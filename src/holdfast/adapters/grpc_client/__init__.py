@@ -29,6 +29,7 @@ import grpc.aio
 
 from holdfast.adapters.grpc_client.channels import BoundChannel, host_of
 from holdfast.adapters.grpc_client.errors import ERRORS
+from holdfast.adapters.grpc_client.outward import wire_of
 from holdfast.domain.discovery.keepalive import Keepalive
 from holdfast.domain.instant import Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Shares
@@ -65,7 +66,8 @@ def open_channel(
         target: what grpc takes: `orders.local:50051`, `dns:///orders.local:50051`, `unix:/run/x`.
         credentials: for TLS; in the clear without them.
         service: name of the service that is called; the host of the target when empty.
-        wire: which metadata is sent.
+        wire: which metadata is sent. The time left has a header of grpc's own; another one goes
+            along where `headers` are not the default ones.
         refuse_below: seconds; a call with less left is refused before it is sent.
         reserve: seconds that are kept back from what the server is told. gRPC ends the call with
             them left, as the server and the client have one deadline there.
@@ -88,9 +90,11 @@ def open_channel(
         PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
             status `UNAVAILABLE`.
     """
-    outbound = Outbound(
-        Options(service, wire, refuse_below, reserve, raise_for_deadline, shares, observer), ERRORS
+    carried = wire_of(wire)
+    options_ = Options(
+        service, carried, refuse_below, reserve, raise_for_deadline, shares, observer
     )
+    outbound = Outbound(options_, ERRORS)
     own = list(interceptors)
     every = (*(keepalive.client_options() if keepalive is not None else ()), *options)
     if credentials is None:

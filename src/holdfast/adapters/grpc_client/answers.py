@@ -66,21 +66,14 @@ class _Answer:
 class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
     """To one request."""
 
-    early = False
-    """Whether its initial metadata comes by itself; else it is one piece with the answer."""
-
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
-        rpc, inner = self._rpc, self._inner
+        rpc = self._rpc
         with _Told(rpc) as told:
             try:
-                if self.early:
-                    await rpc.head()
-                answer = await inner
+                # Its initial metadata comes with the answer, as one piece.
+                answer: Any = yield from self._inner.__await__()
             except AioRpcError as exc:
-                await told.explain(exc)
+                yield from told.explain(exc).__await__()
                 raise
         rpc.done()
         return answer
@@ -102,10 +95,23 @@ class _Writes(_Answer):
                 raise
 
 
-class OneAnswerToMany(_Writes, OneAnswer, grpc.aio.StreamUnaryCall[Any, Any]):  # type: ignore[misc]
+class OneAnswerToMany(_Writes, grpc.aio.StreamUnaryCall[Any, Any]):  # type: ignore[misc]
     """To a stream of requests."""
 
-    early = True
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        rpc, inner = self._rpc, self._inner
+        with _Told(rpc) as told:
+            try:
+                await rpc.head()
+                answer = await inner
+            except AioRpcError as exc:
+                await told.explain(exc)
+                raise
+        rpc.done()
+        return answer
 
 
 class Messages(_Answer, grpc.aio.UnaryStreamCall[Any, Any]):

@@ -17,12 +17,12 @@ from holdfast.adapters.grpc_client.outward import (
     READY,
     SOON,
     Line,
+    Told,
     begun,
     hop_error,
     metadata_of,
     said_below,
     spoken,
-    time_out,
 )
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
@@ -95,7 +95,7 @@ class Rpc:
             call.admit()
             ready = self._channel.get_state() is READY
             until = call.trail.begin(Phase.GRPC_HEADER if ready else Phase.CONNECT, call.now())
-            self._told = told = time_out(call, self._own)
+            self._told = told = Told(call, self._own)
             self.inner = inner = start(
                 request,
                 timeout=told.seconds,
@@ -145,7 +145,8 @@ class Rpc:
 
     def done(self) -> None:
         """All has gone well."""
-        self.answered()
+        if self._dial is not None:
+            self.answered()
         self.call.done()
 
     def cut(self, exc: asyncio.CancelledError, detail: str = "") -> None:
