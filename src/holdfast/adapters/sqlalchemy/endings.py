@@ -1,0 +1,180 @@
+"""How transactions and connections of an `AsyncEngine` end: within a grace, whoever cancels.
+
+    commit      behind a shield: what would cancel it waits for its answer, for no longer than the
+                grace. Without an answer the outcome is unknown, and the connection is thrown away
+    rollback    likewise; without an answer the connection is thrown away, which rolls it back
+    close       by a task of its own, which first has the server end what still runs; after the
+                grace the socket is closed hard
+
+The traps. SQLAlchemy closes a session in a task of its own, which no cancellation reaches, so a
+frozen server has to be met by our own clock. And anyio cancels what is under a middleware of
+Starlette again at every await, so what is waited for must be behind a shield of its kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from holdfast.adapters.sqlalchemy.errors import Statement, ours_for
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import ScopeEnded
+from holdfast.domain.instant import Duration
+from holdfast.runtime.scope import ambient, running_task
+from holdfast.runtime.shield import Shield
+from holdfast.runtime.tasks import aside
+
+__all__ = ["close_within", "commit_within", "rollback_within"]
+
+_DELIVERY: Final[Duration] = 0.05
+"""Seconds within which a cancellation that is due is there."""
+_ACTIVE: Final = 1
+"""Of libpq's transaction status: a command is under way."""
+
+
+def commit_within(grace: Duration, commit: Callable[[Any], Any], name: str, held: Any) -> None:
+    """Commit.
+
+    Args:
+        grace: seconds that it may take beyond the limit, or a cancellation.
+        commit: what SQLAlchemy would do.
+        name: of the driver.
+        held: the connection, as the pool hands it out.
+
+    Raises:
+        OutcomeUnknown: the answer did not come in time, or the task was cancelled by its own
+            `cancel()`. It is never tried again.
+    """
+    task = running_task()
+    if task is None or not in_greenlet():
+        commit(held)
+        return
+    bounds = Statement("COMMIT")
+    shield = Shield("commit", grace)
+    shield.enter(task)
+    try:
+        commit(held)
+    except asyncio.CancelledError as exc:
+        with suppress(ScopeEnded):
+            shield.leave(exc)
+        _abandon(name, held)
+        raise _unknown(bounds) from exc
+    except BaseException as exc:
+        shield.leave(exc)
+        raise
+    with suppress(ScopeEnded):  # the answer and the end of the grace came together: it is done
+        shield.leave(None)
+
+
+def _abandon(name: str, held: Any) -> None:
+    """Nothing is waited for any more, and the cancellation that waited outside comes here.
+
+    Else it would come in the clean-up of a session, and its error take the place of ours.
+    """
+    driver = held.driver_connection
+    if name == "asyncpg":
+        driver.terminate()
+    elif name == "psycopg_async":
+        await_only(driver.close())
+    here = ambient()
+    if here is not None and here.reached() is not None:
+        with suppress(asyncio.CancelledError):
+            await_only(asyncio.sleep(_DELIVERY))
+
+
+def _unknown(bounds: Statement) -> ScopeEnded:
+    here = ambient()
+    reached = None if here is None else here.reached()
+    kind = CauseKind.CALLER
+    if reached is not None:
+        kind = reached.kind
+    elif bounds.left <= 0:
+        kind = CauseKind.DEADLINE
+    detail = "the commit was sent, its answer did not come in time"
+    return ours_for(bounds.cause(detail, kind=kind), None)
+
+
+def rollback_within(grace: Duration, rollback: Callable[[Any], Any], held: Any) -> None:
+    """Roll back.
+
+    Raises:
+        DeadlineExceeded: the answer did not come in time.
+    """
+    _shielded("rollback", grace, rollback, held)
+
+
+def _shielded(name: str, grace: Duration, call: Callable[[Any], Any], held: Any) -> None:
+    task = running_task()
+    if task is None or not in_greenlet():
+        call(held)
+        return
+    shield = Shield(name, grace)
+    shield.enter(task)
+    try:
+        call(held)
+    except BaseException as exc:
+        shield.leave(exc)
+        raise
+    shield.leave(None)
+
+
+def close_within(grace: Duration, close: Callable[[Any], Any], name: str, connection: Any) -> None:
+    """Close a connection of SQLAlchemy's.
+
+    Args:
+        grace: seconds for a graceful end.
+        close: what SQLAlchemy would do.
+        name: of the driver.
+        connection: as SQLAlchemy's dialect has it.
+    """
+    end = _ENDS.get(name)
+    if end is None or not in_greenlet():
+        close(connection)
+        return
+    await_only(_waited(end, connection, grace))
+
+
+async def _waited(end: Callable[[Any, Duration], Any], connection: Any, grace: Duration) -> None:
+    # A task of its own: whoever cancels us, again and again perhaps, shall not cut it.
+    task = aside(end(connection, grace), name="close a connection")
+    async with Shield("close", 2 * grace):
+        await asyncio.wait([task])
+
+
+async def _end_asyncpg(connection: Any, grace: Duration) -> None:
+    # Waits for a cancel request that is under way, and closes hard when the time is over.
+    driver = connection._connection
+    try:
+        await driver.close(timeout=grace)
+    except (Exception, asyncio.CancelledError):
+        driver.terminate()
+
+
+async def _end_psycopg(connection: Any, grace: Duration) -> None:
+    driver = connection._connection
+    try:
+        if driver.pgconn.transaction_status == _ACTIVE:
+            await driver.cancel_safe(timeout=grace)
+    finally:
+        await driver.close()
+
+
+async def _end_aiosqlite(connection: Any, grace: Duration) -> None:
+    driver = connection._connection
+    try:
+        await driver.interrupt()
+        await driver.close()
+    except ValueError:
+        return  # it was closed before
+
+
+_ENDS: Final[dict[str, Callable[[Any, Duration], Any]]] = {
+    "aiosqlite": _end_aiosqlite,
+    "asyncpg": _end_asyncpg,
+    "psycopg_async": _end_psycopg,
+}

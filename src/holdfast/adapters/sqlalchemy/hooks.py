@@ -1,0 +1,301 @@
+"""What an instrumented engine does at every statement, and at the ends of what it has begun.
+
+What SQLAlchemy has events for is an event: execution, connecting, errors. For commit, rollback and
+close there is none that could wait or refuse, so these methods of the engine's dialect are covered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any, Final
+
+from sqlalchemy import event
+
+from holdfast.adapters.sqlalchemy.endings import close_within, commit_within, rollback_within
+from holdfast.adapters.sqlalchemy.errors import (
+    Statement,
+    is_server_timeout,
+    ours_behind,
+    ours_for,
+)
+from holdfast.adapters.sqlalchemy.postgres import ServerTimeout
+from holdfast.adapters.sqlalchemy.sqlite import ProgressBound
+from holdfast.adapters.sqlalchemy.state import State, state_of
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import OutcomeUnknown, ScopeEnded
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.scope import ambient
+
+__all__ = ["Hooks"]
+
+_POSTGRES: Final = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2"})
+_LIBPQ: Final = frozenset({"psycopg", "psycopg_async", "psycopg2"})
+_COVERED: Final = (
+    "do_begin",
+    "do_commit",
+    "do_rollback",
+    "do_rollback_to_savepoint",
+    "do_close",
+    "do_terminate",
+)
+_NAME: Final = 48
+_SLACK: Final[Duration] = 0.05
+
+
+class Hooks:
+    """See the module.
+
+    Args:
+        engine: that is instrumented, the synchronous one.
+        refuse_below: seconds; a statement with less left is refused.
+        commit_grace: seconds.
+        grace: seconds for rollbacks and closes.
+        tell_server: whether a plain driver's server is told what is left.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        refuse_below: Duration,
+        commit_grace: Duration,
+        grace: Duration,
+        tell_server: bool,
+    ) -> None:
+        self.engine = engine
+        self.dialect = dialect = engine.dialect
+        self._plain: Any = type(dialect)
+        self._refuse_below = refuse_below
+        self._commit_grace = commit_grace
+        self._grace = grace
+        self._is_async: bool = dialect.is_async
+        self._server: ServerTimeout | None = None
+        self._progress: ProgressBound | None = None
+        self._driver: str = dialect.driver
+        if dialect.name == "postgresql" and tell_server and self._driver in _POSTGRES:
+            self._server = ServerTimeout(self._driver)
+        elif dialect.name == "sqlite" and self._driver in ("pysqlite", "aiosqlite"):
+            self._progress = ProgressBound(self._is_async)
+
+    def install(self) -> None:
+        """Listen to the engine, and cover methods of its dialect."""
+        for name, call in self._listeners():
+            event.listen(self.engine, name, call)
+        for name in _COVERED:
+            setattr(self.dialect, name, getattr(self, "_" + name))
+
+    def remove(self) -> None:
+        """Undo `install`."""
+        for name, call in self._listeners():
+            event.remove(self.engine, name, call)
+        for name in _COVERED:
+            delattr(self.dialect, name)
+
+    def _listeners(self) -> list[tuple[str, Any]]:
+        return [
+            ("do_execute", self._do_execute),
+            ("do_executemany", self._do_executemany),
+            ("do_execute_no_params", self._do_execute_no_params),
+            ("do_connect", self._do_connect),
+            ("handle_error", self._handle_error),
+        ]
+
+    # -- statements ------------------------------------------------------------------------------
+
+    def _do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any) -> bool:
+        text = self._bounded(cursor, statement, context, many=False)
+        if text is statement:
+            return False
+        self.dialect.do_execute(cursor, text, parameters, context)
+        return True
+
+    def _do_execute_no_params(self, cursor: Any, statement: Any, context: Any) -> bool:
+        text = self._bounded(cursor, statement, context, many=False)
+        if text is statement:
+            return False
+        self.dialect.do_execute_no_params(cursor, text, context)
+        return True
+
+    def _do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any) -> bool:
+        self._bounded(cursor, statement, context, many=True)
+        return False
+
+    def _bounded(self, cursor: Any, statement: Any, context: Any, *, many: bool) -> Any:
+        """The statement as it is to be executed, when it may begin and its bounds are set."""
+        here = ambient()
+        if context is None:
+            return statement
+        if here is not None:
+            bounds = Statement(_name(statement))
+            bounds.admit(self._refuse_below)
+            left = bounds.left
+        else:
+            bounds, left = None, NEVER
+        held = context.root_connection.connection
+        state = state_of(held)
+        if self._progress is not None:
+            state.here, state.limit, state.cut = here, left, False
+            if bounds is not None:
+                state.now, state.limit = bounds.now, bounds.limit
+            self._progress.arm(state, held, left)
+        elif self._server is not None and not self._sees_to_it(held):
+            alone = many or getattr(cursor, "name", None) is not None
+            return self._server.arm(state, held, left, statement, alone)
+        return statement
+
+    def _sees_to_it(self, held: Any) -> bool:
+        if getattr(held.driver_connection, "bounds_statements", False):
+            return True
+        plain = held.dbapi_connection
+        return (
+            plain.autocommit is True
+            if hasattr(plain, "autocommit")
+            else plain.isolation_level == "autocommit"
+        )
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _do_connect(self, dialect: Any, record: Any, args: Any, options: dict[str, Any]) -> None:
+        here = ambient()
+        if here is None or here.limit == NEVER:
+            return
+        left = here.remaining()
+        if self._driver in _LIBPQ:
+            # libpq counts in seconds, and takes less than two for two.
+            own = float(options.get("connect_timeout") or math.inf)
+            options["connect_timeout"] = max(2, math.ceil(min(own, left)))
+
+    def _do_close(self, connection: Any) -> None:
+        self._closed(self._plain.do_close, connection)
+
+    def _do_terminate(self, connection: Any) -> None:
+        self._closed(self._plain.do_terminate, connection)
+
+    def _closed(self, plain: Any, connection: Any) -> None:
+        def close(given: Any) -> None:
+            plain(self.dialect, given)
+
+        if not self._is_async:
+            close(connection)
+        else:
+            close_within(self._grace, close, self._driver, connection)
+
+    # -- transactions ----------------------------------------------------------------------------
+
+    def _do_begin(self, held: Any) -> None:
+        state_of(held).told = None
+        self._plain.do_begin(self.dialect, held)
+
+    def _do_rollback_to_savepoint(self, connection: Any, name: str) -> None:
+        self._plain.do_rollback_to_savepoint(self.dialect, connection, name)
+        state_of(connection.connection).told = None
+
+    def _do_commit(self, held: Any) -> None:
+        state = state_of(held)
+        Statement("COMMIT").admit()
+        state.committing = True
+        if self._is_async:
+            commit_within(self._commit_grace, self._commit, self._driver, held)
+        else:
+            self._commit(held)
+        state.committing = False
+        state.told = None
+
+    def _commit(self, held: Any) -> None:
+        self._plain.do_commit(self.dialect, held)
+
+    def _do_rollback(self, held: Any) -> None:
+        state = state_of(held)
+        state.told, state.limit, state.here = None, NEVER, None
+        if self._is_async:
+            rollback_within(self._grace, self._rollback, held)
+        else:
+            self._rollback(held)
+        state.cut = False
+
+    def _rollback(self, held: Any) -> None:
+        self._plain.do_rollback(self.dialect, held)
+
+    # -- errors ----------------------------------------------------------------------------------
+
+    def _handle_error(self, context: Any) -> ScopeEnded | None:
+        error: BaseException = context.original_exception
+        held, state = self._of(context)
+        committing = state is not None and state.committing
+        if state is not None:
+            state.committing = False
+        if isinstance(error, asyncio.CancelledError):
+            if state is not None and self._survives(held, state):
+                context.is_disconnect = False
+            return None
+        found = ours_behind(error)
+        if found is not None:
+            if isinstance(found, OutcomeUnknown) or not self._is_usable(held):
+                context.is_disconnect = True
+                context.invalidate_pool_on_disconnect = False
+            return self._raised(found, error, context)
+        theirs = context.sqlalchemy_exception
+        if committing and context.is_disconnect and theirs is not None:
+            bounds = Statement("COMMIT")
+            detail = "the connection was lost after the commit was sent"
+            return ours_for(bounds.cause(detail), theirs)
+        return self._late(error, theirs, context)
+
+    def _raised(self, found: ScopeEnded, error: BaseException, context: Any) -> ScopeEnded | None:
+        if found is error and context.sqlalchemy_exception is None and hasattr(found, "orig"):
+            return None  # it is SQLAlchemy's as well
+        return ours_for(found, context.sqlalchemy_exception)
+
+    def _late(self, error: BaseException, theirs: Any, context: Any) -> ScopeEnded | None:
+        """Ours, where an error of a driver means that the time is over."""
+        here = ambient()
+        if here is None:
+            return None
+        bounds = Statement(_name(context.statement or "connect"))
+        reached = here.reached()
+        server = is_server_timeout(error)
+        if reached is not None and reached.kind is not CauseKind.DEADLINE and server:
+            return ours_for(_Ended(bounds.cause("interrupted", kind=reached.kind)), theirs)
+        slack = _SLACK + 0.1 * max(0.0, bounds.limit - here.opened_at) if server else 0.0
+        connecting = context.connection is None and not server
+        if bounds.left > slack or not (server or connecting):
+            return None
+        if theirs is None:
+            return bounds.over(str(error))
+        return ours_for(bounds.over(str(theirs.orig)), theirs)
+
+    def _of(self, context: Any) -> tuple[Any, State | None]:
+        connection = context.connection
+        if connection is None or connection.closed or connection.invalidated:
+            return None, None
+        held = connection.connection
+        return held, state_of(held)
+
+    def _survives(self, held: Any, state: State) -> bool:
+        """Whether a connection can be used after a cancellation has cut a statement."""
+        if self._progress is not None:
+            state.cut = True  # the rollback waits behind it
+            return True
+        return getattr(held.driver_connection, "bounds_statements", False) and self._is_usable(held)
+
+    def _is_usable(self, held: Any) -> bool:
+        if held is None:
+            return False
+        driver: Any = held.driver_connection
+        if self._driver == "asyncpg":
+            if driver.is_closed():
+                return False
+            known = held.dbapi_connection._transaction is not None
+            return known or not driver.is_in_transaction()
+        if self._driver in ("psycopg", "psycopg_async"):
+            # Of libpq: idle, in a transaction, or in one that has failed.
+            return driver.pgconn.transaction_status in (0, 2, 3)
+        return True
+
+
+class _Ended(ScopeEnded):
+    """What a scope that was cancelled means for a thread below it."""
+
+
+def _name(statement: Any) -> str:
+    return " ".join(str(statement)[:_NAME].split())

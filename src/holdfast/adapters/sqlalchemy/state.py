@@ -1,0 +1,73 @@
+"""What is known of one connection of a pool between its statements.
+
+Kept in the `info` of the pool's record, which SQLAlchemy clears with the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.hosted import HostedNode
+
+__all__ = ["State", "state_of"]
+
+_KEY: Final = "holdfast"
+
+
+class State:
+    """See the module. One user at a time, as of the connection.
+
+    Attributes:
+        told: milliseconds that the server was told in this transaction; none before.
+        own: milliseconds of the server's own bound, 0 for none; none while it is not known.
+        limit: instant at which what runs now is interrupted (SQLite).
+        here: the scope that it runs in (SQLite).
+        now: the clock of that scope.
+        cut: it is to be interrupted at once (SQLite).
+        busy: seconds that a lock is waited for now (SQLite); none while that is not known.
+        patience: seconds that the application wants a lock to be waited for (SQLite).
+        committing: a commit is under way.
+    """
+
+    __slots__ = (
+        "busy",
+        "committing",
+        "cut",
+        "here",
+        "limit",
+        "now",
+        "own",
+        "patience",
+        "told",
+    )
+
+    def __init__(self) -> None:
+        self.told: int | None = None
+        self.own: int | None = None
+        self.limit: Instant = NEVER
+        self.here: HostedNode | None = None
+        self.now: Callable[[], Instant] = monotonic
+        self.cut = False
+        self.busy: Duration | None = None
+        self.patience: Duration = 0.0
+        self.committing = False
+
+
+def state_of(held: Any) -> State:
+    """The state of a connection, made when it is asked for first.
+
+    Args:
+        held: a connection as the pool hands it out.
+    """
+    try:
+        info: dict[Any, Any] = held.info
+    except NotImplementedError:
+        # Of the very first connection, which the engine looks its server up with.
+        info = held._connection_record.info
+    state = info.get(_KEY)
+    if state is None:
+        state = info[_KEY] = State()
+    return state
