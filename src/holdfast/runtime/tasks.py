@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import ScopeEnded, UsageError
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.driver import Driver, driver_of
 from holdfast.runtime.hosted import HostedNode, seconds_of
@@ -33,6 +33,7 @@ def spawn(
     parent: Node,
     driver: Driver,
     seconds: Duration = NEVER,
+    until: Instant = NEVER,
     origin: HostedNode | None = None,
     done: Callable[[asyncio.Task[Any]], None] | None = None,
     inside: bool = False,
@@ -48,6 +49,7 @@ def spawn(
         parent: the scope above.
         driver: of the running loop.
         seconds: the budget of the scope.
+        until: monotonic instant at which it ends, if that is sooner.
         origin: for detached work: where it came from, instead of the ambient scope.
         done: is called with the task when the scope has closed.
         inside: run `coro` as the body of the scope, so that the task ends with the error of the
@@ -67,7 +69,7 @@ def spawn(
     now = driver.now()
     if isinstance(parent, HostedNode) and not parent.settled:
         driver.settle()
-    refusal = scope.admit(parent, now, now + seconds)
+    refusal = scope.admit(parent, now, min(now + seconds, until))
     if refusal is not None:
         coro.close()
         raise scope.refused(refusal, now)
