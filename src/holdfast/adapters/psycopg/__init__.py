@@ -1,0 +1,26 @@
+"""psycopg 3, for asyncio and for threads.
+
+    from holdfast.adapters.psycopg import AsyncConnection
+    from holdfast.adapters.psycopg.pools import AsyncConnectionPool
+
+    async with AsyncConnectionPool("dbname=shop") as pool, holdfast.timeout(2.0):
+        async with pool.connection() as connection:        # waits for one no longer than that
+            await connection.execute("SELECT ...")         # and ends by then, at the server too
+
+    aio         the connection of asyncio
+    blocking    the connection of threads
+    bounds      what both share: what the server is told
+    flight      the server's limit and a statement in one round trip
+    pools       the pools of psycopg_pool, and how they stop
+    errors      our errors, which are psycopg's as well
+
+What belongs here: deadlines and cancellations on their way to PostgreSQL. What does not: SQL,
+types, retries; and toolkits on top of psycopg, which have adapters of their own.
+"""
+
+from __future__ import annotations
+
+from holdfast.adapters.psycopg.aio import AsyncConnection, AsyncTransaction
+from holdfast.adapters.psycopg.blocking import Connection, Transaction
+
+__all__ = ["AsyncConnection", "AsyncTransaction", "Connection", "Transaction"]

@@ -1,0 +1,315 @@
+"""The connection of asyncio.
+
+Its scope ends a statement by cancelling the task. psycopg then asks the server to cancel, and waits
+up to five seconds for each of two answers; here both together get `GRACE`, and then the connection
+is closed. The cancellation always comes out, but for one case: a commit that was sent and whose
+answer is not there raises `OutcomeUnknown`.
+
+Traps. A rollback runs after a cancellation, in a task that is being cancelled, and nothing would
+end it: it has a time-out of its own. `Transaction.__aexit__` must not replace the error that is on
+its way by one about the rollback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import Row
+from psycopg.waiting import wait_async
+
+from holdfast.adapters.psycopg.bounds import COMMIT_GRACE, GRACE, Bounds, WaitTimeout, with_patience
+from holdfast.adapters.psycopg.errors import Dial, Statement, unknown
+from holdfast.adapters.psycopg.flight import bringing
+from holdfast.domain.errors import InsufficientBudget, ScopeEnded
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.ambient import shield
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+__all__ = ["AsyncConnection", "AsyncTransaction"]
+
+T = TypeVar("T")
+
+_INTERVAL: Final = 0.1
+_TIMER_IS_LATE: Final[Duration] = 0.2
+_INTERRUPTED: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
+
+class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
+    """A `psycopg.AsyncConnection` that keeps to the ambient deadline.
+
+        connection = await AsyncConnection.connect("dbname=shop")
+        async with holdfast.timeout(2.0):
+            await connection.execute("SELECT ...")   # ends by then, here and at the server
+
+    Goes wherever psycopg takes a class: `connection_class` of a pool, `async_creator` of
+    SQLAlchemy.
+
+    Raises, besides what psycopg does:
+        InsufficientBudget: nothing is left, nothing was sent. Also a
+            `psycopg.errors.QueryCanceled`.
+        DeadlineExceeded: the server ended the statement by the deadline. Also a `QueryCanceled`.
+        OutcomeUnknown: a commit was sent and its answer did not come. Also a
+            `psycopg.OperationalError`.
+    """
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """See `psycopg.AsyncConnection.connect`.
+
+        Raises:
+            InsufficientBudget: nothing is left. Also a `psycopg.errors.ConnectionTimeout`.
+        """
+        Dial("connect to PostgreSQL").admit()
+        return await super().connect(conninfo, **kwargs)
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
+        return with_patience(await super()._get_connection_params(conninfo, **kwargs))
+
+    @property
+    def cursor_factory(self) -> Any:
+        """The class of its cursors: what it was set to, with the limit brought along."""
+        return self._cursors
+
+    @cursor_factory.setter
+    def cursor_factory(self, kind: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._cursors = bringing(kind)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    async def wait(
+        self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None
+    ) -> T:
+        """See `psycopg.AsyncConnection.wait`: all that is said to the server goes through here."""
+        self._bound = Statement(self._label)
+        winding_up = self._winding_up and self.at_work()
+        try:
+            result = await wait_async(
+                gen,
+                self.pgconn.socket,
+                interval=interval,
+                timeout=GRACE if winding_up else timeout,
+            )
+        except _INTERRUPTED as exc:
+            if self._unsure:
+                self.abandon()
+                raise unknown(self._bound, "COMMIT was sent, and cut") from exc
+            await self._cut(gen)
+            raise
+        except errors.QueryCanceled as exc:
+            raise await self._in_time(exc) from exc.__cause__
+        except WaitTimeout:
+            if not winding_up:
+                raise
+            self.abandon()
+            raise self.unanswered("rest of a cut statement") from None
+        self.settled_with_pipeline()
+        return result
+
+    async def _in_time(self, error: errors.QueryCanceled) -> Exception:
+        """What the user sees for it: the cancellation that is due now, where there is one.
+
+        The server's time-out may be a little faster than the timer of the scope, whose cancellation
+        must not come in the midst of the user's clean-up.
+        """
+        ours = self.explained(error)
+        if ours is not error:
+            await asyncio.sleep(max(0.0, self._bound.left) + _TIMER_IS_LATE)
+        return ours
+
+    async def _cut(self, gen: PQGen[Any]) -> None:
+        """End the statement at the server, or the connection."""
+        if not self.at_work():
+            return
+        until = self._bound.now() + GRACE
+        try:
+            await super().cancel_safe(timeout=GRACE)
+            left = max(0.0, until - self._bound.now())
+            await wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
+        except WaitTimeout:
+            self.abandon()
+        except errors.QueryCanceled:
+            pass  # as it should be
+        except Exception:
+            self.abandon()
+        except BaseException:
+            self.abandon()
+            raise
+        self._winding_up = self.at_work()
+
+    async def _try_cancel(self, *, timeout: float = GRACE) -> None:
+        await super()._try_cancel(timeout=min(timeout, GRACE))
+        self._winding_up = True
+
+    # -- the end of a transaction ----------------------------------------------------------------
+
+    async def commit(self) -> None:
+        """See `psycopg.AsyncConnection.commit`; a cancellation waits for its answer, bounded.
+
+        Raises:
+            InsufficientBudget: nothing is left; it was not sent, and all is rolled back.
+            OutcomeUnknown: no answer within `COMMIT_GRACE`; the connection is closed.
+        """
+        async with self.lock:
+            try:
+                await self.settle(self._commit_gen())
+            except InsufficientBudget:
+                if not self._num_transactions:
+                    await self.undo(self._rollback_gen())
+                raise
+
+    async def rollback(self) -> None:
+        """See `psycopg.AsyncConnection.rollback`; answered within `GRACE`, or the connection is
+        closed.
+
+        Raises:
+            psycopg.OperationalError: it is.
+        """
+        async with self.lock:
+            await self.undo(self._rollback_gen())
+
+    async def settle(self, gen: PQGen[T]) -> T:
+        """Run what commits; for the transactions of ours."""
+        if self.idle():
+            return await self.wait(gen)  # there is nothing to be committed
+        bound = self._bound = Statement(self._label)
+        bound.admit()
+        if self._pipeline is not None:
+            self._unsure = True
+            return await self.wait(gen)
+        if bound.here is None:
+            return await self._answered(gen, bound)
+        answer: list[T] = []
+        try:
+            async with shield(COMMIT_GRACE, name="commit"):
+                answer.append(await self._answered(gen, bound))
+        except ScopeEnded:
+            if not answer:
+                raise  # else the answer came in the last moment: it is committed
+        return answer[0]
+
+    async def _answered(self, gen: PQGen[T], bound: Statement) -> T:
+        usable = self.usable()
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval=_INTERVAL)
+        except _INTERRUPTED as exc:
+            if not self.at_work():
+                raise
+            self.abandon()
+            raise unknown(bound, "COMMIT was sent, and cut") from exc
+        except errors.QueryCanceled as exc:
+            raise await self._in_time(exc) from exc.__cause__
+        except errors.OperationalError as exc:
+            if usable and self.lost():
+                raise unknown(bound, "COMMIT was sent, and the connection is lost") from exc
+            raise
+
+    async def undo(self, gen: PQGen[T]) -> T:
+        """Run what rolls back; for the transactions of ours."""
+        bound = self._bound = Statement(self._label)
+        try:
+            try:
+                return await self._undone_within(
+                    gen, GRACE if self._hurried else _patience(bound.left)
+                )
+            except _INTERRUPTED:
+                await self._undone_within(gen, GRACE)  # a cancellation comes after it
+                raise
+        except WaitTimeout:
+            self.abandon()
+            raise self.unanswered("rollback") from None
+        except _INTERRUPTED:
+            if self.at_work():
+                self.abandon()
+            raise
+
+    async def _undone_within(self, gen: PQGen[T], seconds: float | None) -> T:
+        return await wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=seconds)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        try:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+        except BaseException:
+            if not getattr(self, "_pool", None):
+                self._closed = True
+                self.abandon()
+            raise
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncGenerator[AsyncTransaction]:
+        """See `psycopg.AsyncConnection.transaction`; its commit is one as by `commit`."""
+        made = AsyncTransaction(self, savepoint_name, force_rollback)
+        if self._pipeline is not None:
+            async with self.pipeline(), made, self.pipeline():
+                yield made
+        else:
+            async with made:
+                yield made
+
+
+class AsyncTransaction(psycopg.AsyncTransaction):
+    """A transaction of an `AsyncConnection` of ours."""
+
+    _conn: AsyncConnection[Any]
+
+    def _enter_gen(self) -> PQGen[None]:
+        yield from self._conn.ready_to_begin()
+        yield from super()._enter_gen()
+
+    async def __aenter__(self) -> Self:
+        Statement("BEGIN").admit()
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        conn = self._conn
+        if not conn.usable():
+            self.status = self.Status.FAILED
+            return False
+        async with conn.lock:
+            if exc_val is not None or self.force_rollback:
+                return await self._undone(exc_type, exc_val, exc_tb)
+            if not self._outer_transaction:
+                return await conn.wait(self._exit_gen(None, None, None))
+            try:
+                return await conn.settle(self._exit_gen(None, None, None))
+            except InsufficientBudget as exc:
+                await self._undone(type(exc), exc, None)
+                raise
+
+    async def _undone(self, *failed: Any) -> bool:
+        try:
+            return await self._conn.undo(self._exit_gen(*failed))
+        except errors.OperationalError:
+            if not self._conn.lost():
+                raise
+            return False  # it is rolled back by the server; what was wrong before counts
+
+
+def _patience(left: Duration) -> float | None:
+    """Seconds that a rollback waits for its answer; None for as long as it takes."""
+    task = asyncio.current_task()
+    if left < GRACE or (task is not None and task.cancelling()):
+        return GRACE
+    return None if left == NEVER else left

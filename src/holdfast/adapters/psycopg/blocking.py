@@ -1,0 +1,344 @@
+"""The connection of threads.
+
+Nothing cancels a thread, but psycopg waits in small steps: so a wait ends exactly at the deadline,
+and within `POLL` seconds after the scope around it was cancelled by whoever runs the loop. The
+statement is then cancelled at the server, in `GRACE`, or the connection is closed.
+
+Traps. A commit may be answered up to `COMMIT_GRACE` after the deadline; a rollback that begins
+after it gets `GRACE`. Names are resolved before the connection is dialled, by the C library, and
+that nobody can end.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import Row
+from psycopg.waiting import Ready, Wait, wait
+
+from holdfast.adapters.psycopg.bounds import COMMIT_GRACE, GRACE, Bounds, WaitTimeout, with_patience
+from holdfast.adapters.psycopg.errors import Dial, Statement, ended, unknown
+from holdfast.adapters.psycopg.flight import bringing
+from holdfast.domain.cause import Cause
+from holdfast.domain.errors import InsufficientBudget
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.scope import ambient
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen, PQGenConn
+
+__all__ = ["POLL", "Connection", "Transaction"]
+
+T = TypeVar("T")
+
+POLL: Final[Duration] = 0.1
+"""Seconds after which a thread that waits looks whether the scope around it was cancelled."""
+
+_INTERVAL: Final = 0.1
+_INTERRUPTED: Final = (KeyboardInterrupt, SystemExit)
+
+
+class Connection(Bounds[Row], psycopg.Connection[Row]):
+    """A `psycopg.Connection` that keeps to the ambient deadline.
+
+        with Connection.connect("dbname=shop") as connection, holdfast.timeout(2.0):
+            connection.execute("SELECT ...")   # ends by then, here and at the server
+
+    Goes wherever psycopg takes a class: `connection_class` of a pool, `creator` of SQLAlchemy.
+
+    Raises, besides what psycopg does:
+        InsufficientBudget: nothing is left, nothing was sent. Also a
+            `psycopg.errors.QueryCanceled`.
+        DeadlineExceeded: the limit is spent. Also a `QueryCanceled`.
+        Cancelled: the scope around was cancelled. Also a `QueryCanceled`.
+        OutcomeUnknown: a commit was sent and its answer did not come. Also a
+            `psycopg.OperationalError`.
+    """
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """See `psycopg.Connection.connect`.
+
+        Raises:
+            InsufficientBudget: nothing is left. Also a `psycopg.errors.ConnectionTimeout`.
+            DeadlineExceeded: the limit is spent. Also a `ConnectionTimeout`.
+        """
+        bound = Dial("connect to PostgreSQL")
+        bound.admit()
+        try:
+            return super().connect(conninfo, **kwargs)
+        except errors.Error as exc:
+            if bound.left > 0:
+                raise
+            raise bound.over("connecting") from exc
+
+    @classmethod
+    def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
+        return with_patience(super()._get_connection_params(conninfo, **kwargs))
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        dialling = super()._connect_gen(conninfo)
+        bound = Dial("connect to PostgreSQL")
+        if bound.limit == NEVER:
+            return (yield from dialling)
+        try:
+            number, state = next(dialling)
+            while (left := bound.left) > 0:
+                # Whoever drives this looks at its clock every `_INTERVAL` only.
+                ready = (yield number, state) if left > _INTERVAL else _polled(number, state, left)
+                number, state = dialling.send(ready)
+        except StopIteration as done:
+            made: Self = done.value
+            return made
+        dialling.close()
+        raise errors.ConnectionTimeout("the deadline has passed")
+
+    @property
+    def cursor_factory(self) -> Any:
+        """The class of its cursors: what it was set to, with the limit brought along."""
+        return self._cursors
+
+    @cursor_factory.setter
+    def cursor_factory(self, kind: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._cursors = bringing(kind)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def wait(self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None) -> T:
+        """See `psycopg.Connection.wait`: all that is said to the server goes through here.
+
+        Raises:
+            DeadlineExceeded, Cancelled, OutcomeUnknown: see the class.
+        """
+        bound = self._bound = Statement(self._label)
+        try:
+            if self._winding_up and self.at_work():
+                result = self._within_grace(gen, "rest of a cut statement")
+            elif bound.here is None:
+                result = wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+            else:
+                result = self._watched(gen, interval, timeout, bound)
+        except _INTERRUPTED:
+            self._cut(gen)
+            raise
+        except errors.QueryCanceled as exc:
+            raise self.explained(exc) from exc.__cause__
+        self.settled_with_pipeline()
+        return result
+
+    def _watched(
+        self, gen: PQGen[T], interval: float, timeout: float | None, bound: Statement
+    ) -> T:
+        until = NEVER if timeout is None else bound.begun + timeout
+        while True:
+            step = min(POLL, bound.left, until - bound.now())
+            try:
+                return wait(gen, self.pgconn.socket, interval=interval, timeout=max(0.0, step))
+            except WaitTimeout:
+                cause = _told()
+                if cause is None and bound.left > 0:
+                    if bound.now() >= until:
+                        raise
+                    continue
+            break
+        if self._unsure:
+            self.abandon()
+            raise unknown(bound, "COMMIT was sent, and not answered")
+        self._cut(gen)
+        how = "the connection is closed" if self.lost() else "the server has ended it"
+        raise bound.over(how) if cause is None else ended(bound, cause)
+
+    def _cut(self, gen: PQGen[Any]) -> None:
+        """End the statement at the server, or the connection."""
+        if not self.at_work():
+            return
+        until = self._bound.now() + GRACE
+        try:
+            super().cancel_safe(timeout=GRACE)
+            left = max(0.0, until - self._bound.now())
+            wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
+        except WaitTimeout:
+            self.abandon()
+        except errors.QueryCanceled:
+            pass  # as it should be
+        except Exception:
+            self.abandon()
+        except BaseException:
+            self.abandon()
+            raise
+        self._winding_up = self.at_work()
+
+    def _try_cancel(self, *, timeout: float = GRACE) -> None:
+        super()._try_cancel(timeout=min(timeout, GRACE))
+        self._winding_up = True
+
+    def _within_grace(self, gen: PQGen[T], what: str) -> T:
+        try:
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=GRACE)
+        except WaitTimeout:
+            self.abandon()
+            raise self.unanswered(what) from None
+
+    # -- the end of a transaction ----------------------------------------------------------------
+
+    def commit(self) -> None:
+        """See `psycopg.Connection.commit`; may be answered up to `COMMIT_GRACE` too late.
+
+        Raises:
+            InsufficientBudget: nothing is left; it was not sent, and all is rolled back.
+            OutcomeUnknown: no answer by then; the connection is closed.
+        """
+        with self.lock:
+            try:
+                self.settle(self._commit_gen())
+            except InsufficientBudget:
+                if not self._num_transactions:
+                    self.undo(self._rollback_gen())
+                raise
+
+    def rollback(self) -> None:
+        """See `psycopg.Connection.rollback`; answered within what is left, or `GRACE`, or the
+        connection is closed.
+
+        Raises:
+            psycopg.OperationalError: it is.
+        """
+        with self.lock:
+            self.undo(self._rollback_gen())
+
+    def settle(self, gen: PQGen[T]) -> T:
+        """Run what commits; for the transactions of ours."""
+        if self.idle():
+            return self.wait(gen)  # there is nothing to be committed
+        bound = self._bound = Statement(self._label)
+        bound.admit()
+        if self._pipeline is not None:
+            self._unsure = True
+            return self.wait(gen)
+        usable = self.usable()
+        left = None if bound.limit == NEVER else bound.left + COMMIT_GRACE
+        try:
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
+        except (WaitTimeout, *_INTERRUPTED) as exc:
+            self.abandon()
+            raise unknown(bound, "COMMIT was sent, and not answered") from exc
+        except errors.QueryCanceled as exc:
+            raise self.explained(exc) from exc.__cause__
+        except errors.OperationalError as exc:
+            if usable and self.lost():
+                raise unknown(bound, "COMMIT was sent, and the connection is lost") from exc
+            raise
+
+    def undo(self, gen: PQGen[T]) -> T:
+        """Run what rolls back; for the transactions of ours."""
+        bound = self._bound = Statement(self._label)
+        if bound.limit == NEVER:
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL)
+        try:
+            patience = max(bound.left, GRACE)
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=patience)
+        except WaitTimeout:
+            self.abandon()
+            raise self.unanswered("rollback") from None
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        try:
+            super().__exit__(exc_type, exc_val, exc_tb)
+        except BaseException:
+            if not getattr(self, "_pool", None):
+                self._closed = True
+                self.abandon()
+            raise
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Generator[Transaction]:
+        """See `psycopg.Connection.transaction`; its commit is one as by `commit`."""
+        made = Transaction(self, savepoint_name, force_rollback)
+        if self._pipeline is not None:
+            with self.pipeline(), made, self.pipeline():
+                yield made
+        else:
+            with made:
+                yield made
+
+
+class Transaction(psycopg.Transaction):
+    """A transaction of a `Connection` of ours."""
+
+    _conn: Connection[Any]
+
+    def _enter_gen(self) -> PQGen[None]:
+        yield from self._conn.ready_to_begin()
+        yield from super()._enter_gen()
+
+    def __enter__(self) -> Self:
+        Statement("BEGIN").admit()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        conn = self._conn
+        if not conn.usable():
+            self.status = self.Status.FAILED
+            return False
+        with conn.lock:
+            if exc_val is not None or self.force_rollback:
+                return self._undone(exc_type, exc_val, exc_tb)
+            if not self._outer_transaction:
+                return conn.wait(self._exit_gen(None, None, None))
+            try:
+                return conn.settle(self._exit_gen(None, None, None))
+            except InsufficientBudget as exc:
+                self._undone(type(exc), exc, None)
+                raise
+
+    def _undone(self, *failed: Any) -> bool:
+        try:
+            return self._conn.undo(self._exit_gen(*failed))
+        except errors.OperationalError:
+            if not self._conn.lost():
+                raise
+            return False  # it is rolled back by the server; what was wrong before counts
+
+
+def _told() -> Cause | None:
+    """Why the scope around this thread was cancelled, if it was."""
+    scope = ambient()
+    while scope is not None:
+        cause = scope.reached()
+        if cause is not None:
+            return cause
+        scope = scope.outer
+    return None
+
+
+def _polled(number: int, state: Wait, patience: Duration) -> Ready:
+    """What a descriptor is ready for, after at most `patience` seconds."""
+    poll = select.poll()
+    wanted = (select.POLLIN if state & Wait.R else 0) | (select.POLLOUT if state & Wait.W else 0)
+    poll.register(number, wanted)
+    ready = 0
+    for _, event in poll.poll(patience * 1000):
+        ready |= Ready.R if event & ~select.POLLOUT else 0
+        ready |= Ready.W if event & ~select.POLLIN else 0
+    return Ready(ready)
