@@ -40,8 +40,7 @@ def spawn(
 ) -> tuple[asyncio.Task[T], Scope]:
     """Run `coro` in a task of its own, under a scope of its own below `parent`.
 
-    The scope exists before the task has taken its first step, so a cancellation finds it; it closes
-    when the task is done.
+    The scope exists before the first step, so a cancellation finds it; it closes with the task.
 
     Args:
         coro: the work.
@@ -49,11 +48,10 @@ def spawn(
         parent: the scope above.
         driver: of the running loop.
         seconds: the budget of the scope.
-        until: monotonic instant at which it ends, if that is sooner.
+        until: monotonic instant at which it ends at the latest.
         origin: for detached work: where it came from, instead of the ambient scope.
         done: is called with the task when the scope has closed.
-        inside: run `coro` as the body of the scope, so that the task ends with the error of the
-            scope instead of a bare `CancelledError`.
+        inside: run `coro` as the body of the scope, so that the task ends with its error.
 
     Raises:
         ScopeEnded: `parent` is cancelled or spent; `coro` is closed and never runs.
