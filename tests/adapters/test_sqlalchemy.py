@@ -34,7 +34,9 @@ def options(driver: str) -> dict[str, Any]:
     """What `create_async_engine` is told for a driver, by its name here."""
     plain, _, held = driver.partition(" ")
     if plain == "asyncpg":
-        arguments: dict[str, Any] = {"server_settings": {"application_name": NAME}}
+        # Without `ssl` asyncpg first asks for TLS, and when it is cancelled then, leaves a future
+        # with an error that nobody looks at.
+        arguments: dict[str, Any] = {"server_settings": {"application_name": NAME}, "ssl": False}
         if held:
             module = import_module("holdfast.adapters.asyncpg")
             arguments["connection_class"] = module.HeldConnection
