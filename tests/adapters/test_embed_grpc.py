@@ -58,6 +58,7 @@ class Served:
             tell=self._tell,
         )
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+        self.begun = 0
 
     def _tell(self, kind: str, subject: str, detail: str = "", **data: object) -> None:
         self.steps.append(subject)
@@ -65,6 +66,7 @@ class Served:
             self.closed.set()
 
     async def _sleep(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
         try:
             await asyncio.sleep(float(request))
         except asyncio.CancelledError:
@@ -131,7 +133,8 @@ def test_no_answer_is_lost_on_its_way() -> None:
         for _ in range(8):
             async with Served(lame_duck=0.05) as served:
                 calls = [asyncio.ensure_future(served.call(0.15)) for _ in range(40)]
-                await asyncio.sleep(0.05)
+                while served.begun < 40:
+                    await asyncio.sleep(0.005)
                 await served.server.stop(await prepare(served.server, 5))
                 assert await asyncio.gather(*calls) == [b"ok"] * 40
 

@@ -20,7 +20,7 @@ from typing import Any
 import holdfast
 
 SOURCE = Path(holdfast.__file__).parents[1]
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 PLAIN = """
 import asyncio, json
