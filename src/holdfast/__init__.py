@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from holdfast._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from holdfast import carry as carry
     from holdfast import lifecycle as lifecycle
     from holdfast import net as net
     from holdfast.domain.cause import Cause, CauseKind
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from holdfast.runtime.live import tree
     from holdfast.runtime.scope import Scope
     from holdfast.runtime.tasks import TaskGroup, detach, tasks
+    from holdfast.runtime.workers import workers
 else:
     # In the else branch, so that type checkers see no __getattr__ and report a misspelt name.
     _HOME: Final = {
@@ -77,8 +79,9 @@ else:
         "TaskGroup": "runtime.tasks",
         "detach": "runtime.tasks",
         "tasks": "runtime.tasks",
+        "workers": "runtime.workers",
     }
-    _MODULES: Final = frozenset({"lifecycle", "net"})
+    _MODULES: Final = frozenset({"carry", "lifecycle", "net"})
 
     def __getattr__(name):
         if name in _MODULES:
@@ -124,4 +127,5 @@ __all__ = [
     "tasks",
     "timeout",
     "tree",
+    "workers",
 ]
