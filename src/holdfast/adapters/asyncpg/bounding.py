@@ -1,0 +1,226 @@
+"""What goes before an operation on the wire, how it ends, and what becomes of its error.
+
+What belongs here: what all operations have in common. Traps: nothing may be written while an
+operation is under way (a query in the middle of a COPY ends it), nor while a cancelled one has not
+ended; and a prefix without a Sync must be followed by one, whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+from asyncpg.protocol.protocol import Protocol
+
+from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.messages import ANSWERS_OF_PREFIX, SYNC
+from holdfast.adapters.asyncpg.replies import Answer
+from holdfast.adapters.asyncpg.statements import Kind, kind_of
+from holdfast.adapters.asyncpg.telling import Telling
+from holdfast.domain.cause import CauseKind
+from holdfast.domain.errors import (
+    DeadlineExceeded,
+    InsufficientBudget,
+    OutcomeUnknown,
+    ScopeEnded,
+)
+from holdfast.domain.instant import NEVER, Instant
+from holdfast.runtime.ambient import shield
+from holdfast.runtime.scope import ambient, running_task
+
+__all__ = ["CLOSE", "COPY", "Bounding"]
+
+Operation: TypeAlias = Callable[[Any], Awaitable[Any]]
+
+COPY: Final = Kind("COPY", False, False, False, False, False, False, False)
+CLOSE: Final = Kind("CLOSE", False, False, False, True, False, False, False)
+_LATE: Final = (asyncpg.QueryCanceledError, TimeoutError)
+_GONE: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
+"""How asyncpg says that a connection has gone. A time-out is an `OSError`."""
+
+
+class Bounding(Telling):
+    """See the module.
+
+    Attributes:
+        busy: an operation is under way.
+        unsettled: one has failed just now, and asyncpg may not have heard of it.
+    """
+
+    busy: bool = False
+    unsettled: bool = False
+
+    # -- operations ------------------------------------------------------------------------------
+
+    def free(self) -> bool:
+        """Whether a statement can go out as it is: the server knows its time, nothing is amiss."""
+        if self.busy or self.unsettled:
+            return False
+        here = ambient()
+        if here is None:
+            return self.least <= NEVER <= self.most
+        left = here.limit - here.driver.now()
+        return self.least <= left <= self.most and (left == NEVER or here.task is running_task())
+
+    def failed(self, name: str, begun: Instant, exc: BaseException) -> BaseException:
+        """What is raised for `exc` of a statement that went out as it was."""
+        self.unsettled = True
+        if isinstance(exc, _LATE):
+            statement = Statement(name)
+            statement.begun = begun
+            return self._told(statement, exc)
+        return exc
+
+    @staticmethod
+    def _told(statement: Statement, exc: Exception) -> Exception:
+        if statement.left > 0 or isinstance(exc, DeadlineExceeded):
+            return exc
+        error = statement.over(str(exc) or "the server did not answer")
+        error.__cause__ = exc
+        return error
+
+    async def _ready(self, statement: Statement) -> None:
+        """What must be over before anything is written: a cancelled operation, the question."""
+        if self.unsettled:
+            self.unsettled = False
+            await asyncio.sleep(0)
+        if self._is_cancelling():
+            try:
+                await self._wait_for_cancellation(max(0.001, min(self.grace, statement.left)))
+            except TimeoutError as exc:
+                raise asyncpg.ConnectionDoesNotExistError(
+                    "the statement before was cancelled and did not end: the connection is closed"
+                ) from exc
+        if self.base is None and self.is_connected():
+            await self.learn()
+
+    async def _held(
+        self, kind: Kind, operation: Operation, timeout: Any, *, follows: bool, syncs: bool = True
+    ) -> Any:
+        """Run `operation`, which takes a time-out in seconds, within its bounds.
+
+        Args:
+            kind: what it is.
+            operation: of asyncpg.
+            timeout: that the user gave.
+            follows: it is of the extended protocol.
+            syncs: it ends with a Sync.
+        """
+        if self.busy:  # asyncpg says that it is, and writes nothing
+            return await operation(timeout)
+        statement = Statement(kind.name)
+        self.busy = True
+        prefix: Answer | None = None
+        try:
+            if statement.limit != NEVER:
+                if not (kind.commits or kind.rolls_back):
+                    statement.admit(self.refuse_below)
+                timeout = self._within(statement, timeout)
+            if self.base is None or self.unsettled or self._is_cancelling():
+                await self._ready(statement)
+            prefix = self.tell(statement, kind, follows=follows)
+            result = await operation(timeout)
+        except asyncio.CancelledError:
+            self.unsettled, self.ahead = True, 0
+            raise
+        except Exception as exc:
+            self.unsettled = True
+            self._close_prefix(prefix)
+            error = self._told(statement, exc) if isinstance(exc, _LATE) else exc
+            if error is exc:
+                raise
+            raise error from exc
+        finally:
+            self.busy = False
+            if syncs:
+                self.ahead = 0
+        if kind.resets:
+            self.own = False
+            self.knows(None if self.is_in_transaction() else self.base)
+        elif kind.own:
+            self.own = True
+            self.knows(None)
+        elif kind.rolls_back and self.in_block:
+            self.knows(None)
+        return result
+
+    def _within(self, statement: Statement, timeout: Any) -> Any:
+        """The time-out for asyncpg: what is left, where the scope cancels some other task."""
+        here = statement.here
+        if here is not None and here.task is running_task():
+            return timeout
+        left = max(0.001, statement.left)
+        return min(left, timeout) if isinstance(timeout, int | float) else left
+
+    def _close_prefix(self, prefix: Answer | None) -> None:
+        """Where nothing of its answer has come, nothing followed the prefix: it needs a Sync."""
+        self.ahead = 0
+        if (
+            prefix is None
+            or prefix.types != ANSWERS_OF_PREFIX
+            or prefix not in self.replies.awaited
+        ):
+            return
+        if self.is_connected() and not self._is_cancelling():
+            self.replies.queried()
+            self.wire.write(SYNC)
+
+    async def _ending(
+        self, kind: Kind, operation: Operation, timeout: Any, gone: Any, *, follows: bool
+    ) -> Any:
+        """Run what ends a transaction, or goes back to a savepoint."""
+        if kind.rolls_back:
+            return await self._undo(kind, operation, timeout, gone, follows=follows)
+        statement = Statement(kind.name)
+        try:
+            statement.admit()
+        except InsufficientBudget:
+            await self._undo(
+                kind_of("ROLLBACK"), lambda time: Protocol.query(self, "ROLLBACK", time), None, ""
+            )
+            raise
+        result: Any = None
+        answered = False
+        try:
+            async with shield(self.commit_grace, name="commit"):
+                result = await self._held(kind, operation, timeout, follows=follows)
+                answered = True
+        except (asyncio.CancelledError, ScopeEnded, *_GONE) as exc:
+            if answered:
+                return result
+            if isinstance(exc, asyncpg.InterfaceError):  # it was not sent
+                raise
+            self._abandon()
+            why = CauseKind.DEADLINE if statement.left <= 0 else CauseKind.CALLER
+            what = "the commit was sent, and its answer did not come"
+            raise OutcomeUnknown(statement.cause(what, kind=why)) from exc
+        return result
+
+    async def _undo(
+        self, kind: Kind, operation: Operation, timeout: Any, gone: Any, *, follows: bool = False
+    ) -> Any:
+        # Where it cannot be told to the server the end of the connection tells it. So time never
+        # makes it fail, and the error that led here is the one that is seen.
+        bound = min(self.grace, timeout) if isinstance(timeout, int | float) else self.grace
+        result: Any = gone
+        answered = False
+        try:
+            async with shield(self.grace, name="rollback"):
+                result = await self._held(kind, operation, bound, follows=follows)
+                answered = True
+        except asyncio.CancelledError:
+            self._abandon()
+            raise
+        except (ScopeEnded, *_GONE) as exc:
+            if isinstance(exc, asyncpg.InterfaceError) and self.is_connected():
+                raise
+            if not answered:
+                self._abandon()
+        return result
+
+    def _abandon(self) -> None:
+        abandon = self.abandon()
+        if abandon is not None:
+            abandon()

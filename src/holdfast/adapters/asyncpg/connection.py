@@ -1,0 +1,210 @@
+"""A connection of asyncpg that keeps deadlines, and how one is made.
+
+It is a subclass of `asyncpg.Connection`, so it goes wherever asyncpg, or a toolkit on top of it,
+takes a `connection_class`.
+
+What belongs here: the life of a connection, and the request that ends a statement at the server.
+Traps: a cancel request that comes when the server is between two statements is lost, so it is sent
+again until the statement has ended; and none may be under way when the next statement begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from weakref import WeakMethod
+
+import asyncpg
+from asyncpg import connect_utils
+
+from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.protocol import HeldProtocol, adopt
+from holdfast.adapters.asyncpg.transaction import HeldTransaction
+from holdfast.domain.errors import DeadlineExceeded
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.runtime.tasks import aside
+
+__all__ = ["HeldConnection", "connect", "connecting"]
+
+if TYPE_CHECKING:  # at run time the class has no parameters
+    _Base = asyncpg.Connection[Any]
+else:
+    _Base = asyncpg.Connection
+
+_connect_utils: Any = connect_utils
+_AGAIN: Final[Duration] = 0.05
+"""Seconds after which a cancel request is sent again, then twice as many, and so on."""
+_CONNECT: Final[Duration] = 60.0
+"""Seconds that asyncpg gives a connect by default."""
+
+
+class HeldConnection(_Base):
+    """A connection whose statements end with the ambient deadline, at the server too.
+
+    Attributes:
+        bounds_statements: true, for toolkits that would do it otherwise.
+        grace: seconds after the end of its scope in which a statement is ended at the server and
+            its transaction rolled back; then the connection is closed hard.
+        commit_grace: seconds that the answer to a commit is waited for after the end of its scope.
+        refuse_below: seconds; a statement with less left is refused before it is sent.
+    """
+
+    bounds_statements: ClassVar[bool] = True
+    grace: Duration = 0.5
+    commit_grace: Duration = 1.0
+    refuse_below: Duration = 0.0
+
+    def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(protocol, transport, *args, **kwargs)
+        held = adopt(protocol, transport, WeakMethod(self.terminate))
+        self.tell(held, self.grace, self.commit_grace, self.refuse_below)
+
+    def tell(
+        self,
+        held: HeldProtocol,
+        grace: Duration,
+        commit_grace: Duration,
+        refuse_below: Duration,
+    ) -> None:
+        """Take over what it was told."""
+        self.grace = held.grace = grace
+        self.commit_grace = held.commit_grace = commit_grace
+        self.refuse_below = held.refuse_below = refuse_below
+
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> HeldTransaction:
+        """See asyncpg. Its commit is never reported as undone where that is not known.
+
+        Raises, when it commits:
+            OutcomeUnknown: the commit was sent, and its answer did not come in time.
+        """
+        checked: Any = self
+        checked._check_open()
+        return HeldTransaction(self, isolation, readonly, deferrable)
+
+    async def close(self, *, timeout: Duration | None = None) -> None:
+        """Close it gracefully, as far as that goes within `timeout` seconds, or the grace.
+
+        Never fails because of time: then it is closed hard, without another word to the server.
+        """
+        bound = self.grace if timeout is None else min(timeout, self._left() + self.grace)
+        with suppress(TimeoutError):
+            await super().close(timeout=max(0.001, bound))
+
+    def _left(self) -> Duration:
+        return max(0.0, Statement("close").left)
+
+    # -- the end of a statement ------------------------------------------------------------------
+
+    def _cancel_current_command(self, *waiters: Any) -> None:
+        # asyncpg calls it. Its own way waits without a bound, and asks once.
+        self._cancellations.add(aside(self._end_statement(*waiters), name="asyncpg cancel request"))
+
+    async def _end_statement(self, sent: Any, ended: Any = None) -> None:
+        """Ask the server to end the statement until it has.
+
+        Args:
+            sent: is told that no request is under way any more.
+            ended: is told by the protocol that the statement has ended; asyncpg before 0.32 has
+                none, and is content with one request.
+        """
+        try:
+            async with asyncio.timeout(self.grace):
+                pause = _AGAIN
+                while True:
+                    await self._request()
+                    if ended is None or ended.done():
+                        return
+                    await asyncio.wait((ended,), timeout=pause)
+                    if ended.done():
+                        return
+                    pause *= 2
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            # It is not known what the server does with it. A time-out is an OSError.
+            self.terminate()
+        finally:
+            self._cancellations.discard(asyncio.current_task())
+            if not sent.done():
+                sent.set_result(None)
+
+    async def _request(self) -> None:
+        protocol: Any = self._protocol
+        if protocol is None:
+            return
+        with suppress(ConnectionResetError):
+            await _connect_utils._cancel(
+                loop=self._loop,
+                addr=self._addr,
+                params=self._params,
+                backend_pid=protocol.backend_pid,
+                backend_secret=protocol.backend_secret,
+            )
+
+
+async def connecting(
+    make: Callable[..., Awaitable[Any]],
+    *args: Any,
+    held: tuple[Duration, Duration, Duration],
+    timeout: Duration = _CONNECT,
+    **kwargs: Any,
+) -> Any:
+    """A connection made by `make` within the ambient deadline, which knows who it speaks to."""
+    statement = Statement("connect to PostgreSQL")
+    statement.admit(held[2])
+    bound = timeout if statement.limit == NEVER else min(timeout, statement.left)
+    try:
+        async with asyncio.timeout(bound):
+            connection = await make(*args, timeout=bound, **kwargs)
+            if isinstance(connection._protocol, HeldProtocol):
+                await _introduced(cast("HeldConnection", connection), held)
+    except TimeoutError as exc:
+        if statement.left > 0 or isinstance(exc, DeadlineExceeded):
+            raise
+        raise statement.over("the server did not let us in") from exc
+    return connection
+
+
+async def _introduced(
+    connection: HeldConnection, held: tuple[Duration, Duration, Duration]
+) -> None:
+    try:
+        connection.tell(connection._protocol, *held)
+        await connection._protocol.learn()
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+async def connect(
+    dsn: str | None = None,
+    *,
+    grace: Duration = HeldConnection.grace,
+    commit_grace: Duration = HeldConnection.commit_grace,
+    refuse_below: Duration = HeldConnection.refuse_below,
+    connection_class: type[HeldConnection] = HeldConnection,
+    **kwargs: Any,
+) -> HeldConnection:
+    """`asyncpg.connect`, within the ambient deadline; the connection keeps deadlines.
+
+    Args:
+        dsn: see asyncpg, as for all that is not listed here.
+        grace: see `HeldConnection`.
+        commit_grace: see there.
+        refuse_below: see there; holds for the connect too.
+        connection_class: a subclass of `HeldConnection`.
+
+    Raises:
+        InsufficientBudget: too little is left; no connection was opened.
+        DeadlineExceeded: the limit was spent before the server had let us in.
+    """
+    connection: HeldConnection = await connecting(
+        asyncpg.connect,
+        dsn,
+        held=(grace, commit_grace, refuse_below),
+        connection_class=connection_class,
+        **kwargs,
+    )
+    return connection

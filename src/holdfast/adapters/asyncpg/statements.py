@@ -1,0 +1,78 @@
+"""What kind of statement a text is, as far as its first word and some others tell.
+
+Trap: a text may hold several statements. The first word decides, as it is that one which may refuse
+to run inside a transaction; where others follow they run in a transaction of their own anyway.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+__all__ = ["Kind", "kind_of"]
+
+_FIRST: Final = re.compile(r"(?:[\s(;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
+_RESETS: Final = re.compile(r"\b(?:RESET|DISCARD)\s+ALL\b", re.IGNORECASE)
+_KEPT: Final = 4096
+"""Characters; what is longer is looked at each time, as it would be kept in memory."""
+_OWN: Final = re.compile(
+    r"(?:\bSET\s+(?:(?:SESSION|LOCAL)\s+)?|set_config\s*\(\s*')statement_timeout", re.IGNORECASE
+)
+_DATA: Final = frozenset(
+    {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH"}
+)
+_COMMITS: Final = frozenset({"COMMIT", "END"})
+_ROLLS_BACK: Final = frozenset({"ROLLBACK", "ABORT"})
+_ENDS: Final = frozenset({"RELEASE", "SAVEPOINT", "PREPARE"})
+
+
+class Kind(NamedTuple):
+    """What is to be known of a statement.
+
+    Attributes:
+        name: its first word, in capitals.
+        data: it reads or changes rows, so it runs wherever another statement has run before.
+        commits: it ends a transaction whose changes are kept.
+        rolls_back: it undoes, to the beginning or to a savepoint.
+        brief: it may take a time that is longer than needed.
+        resets: it sets all settings of the session back.
+        own: it sets the time-out by hand.
+        special: it is one of those that end a transaction, or set something.
+    """
+
+    name: str
+    data: bool
+    commits: bool
+    rolls_back: bool
+    brief: bool
+    resets: bool
+    own: bool
+    special: bool
+
+
+def kind_of(query: str) -> Kind:
+    """The kind of the statement `query`."""
+    return _known(query) if len(query) <= _KEPT else _look(query)
+
+
+def _look(query: str) -> Kind:
+    found = _FIRST.match(query)
+    name = found.group(1).upper() if found else "statement"
+    commits = name in _COMMITS
+    resets = _RESETS.search(query) is not None
+    own = _OWN.search(query) is not None
+    rolls_back = name in _ROLLS_BACK
+    return Kind(
+        name,
+        name in _DATA,
+        commits,
+        rolls_back,
+        commits or resets or name in _ENDS,
+        resets,
+        own,
+        commits or rolls_back or resets or own,
+    )
+
+
+_known: Final = lru_cache(maxsize=1024)(_look)

@@ -1,0 +1,167 @@
+"""What the server is told of the time that a statement has, and what it answers to that.
+
+What belongs here: knowing what the server knows. Traps: what is set in a transaction goes with it,
+or with the savepoint; a cancel request may hit what we sent instead of the statement; and users set
+the time-out by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from math import nan
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakMethod
+
+import asyncpg
+from asyncpg.protocol.protocol import Protocol
+
+from holdfast.adapters.asyncpg.bounds import fits, milliseconds_of, range_of, rounded, wish_of
+from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.messages import ASK, local_prefix, set_for_session, set_local
+from holdfast.adapters.asyncpg.replies import Answer, Replies
+from holdfast.adapters.asyncpg.statements import Kind
+from holdfast.domain.instant import Duration
+
+__all__ = ["Telling"]
+
+if TYPE_CHECKING:  # at run time the class has no parameters
+    _Base = Protocol[Any]
+else:
+    _Base = Protocol
+
+_RESET_NEEDS: Final = 1000
+"""Milliseconds that setting a session back must be allowed to take."""
+
+
+class Telling(_Base):
+    """asyncpg's protocol, with the same layout, so that one of asyncpg's can become one.
+
+    Attributes:
+        wire: the transport.
+        replies: what answers to us are to come.
+        base: milliseconds of the server's own time-out, 0 for none; none while that is not known.
+        direct: there is no pooler in between, so the session is ours.
+        known: milliseconds that the server has been told, 0 for no limit; none where it is unsure.
+        in_block: that was told in a transaction, with which it ends.
+        least: seconds; with less left it must be told again.
+        most: seconds; with more left too.
+        own: the user sets the time-out by hand; it is left alone until the session is set back.
+        ahead: milliseconds that a prefix has set for what comes before the next Sync; 0 without.
+        grace: seconds that a statement which was cancelled, and a rollback, may take.
+        commit_grace: seconds that a commit may take after its scope has ended.
+        refuse_below: seconds; a statement with less left is not begun.
+        abandon: closes the connection hard.
+    """
+
+    wire: Any
+    replies: Replies
+    base: int | None = None
+    direct: bool = False
+    known: int | None = None
+    in_block: bool = False
+    least: Duration = nan
+    most: Duration = nan
+    own: bool = False
+    ahead: int = 0
+    abandon: WeakMethod[Callable[[], None]]
+    grace: Duration = 0.5
+    commit_grace: Duration = 1.0
+    refuse_below: Duration = 0.0
+    _asked: asyncio.Future[Answer] | None = None
+    _question: Answer | None = None
+
+    # -- what comes ------------------------------------------------------------------------------
+
+    def data_received(self, data: Any) -> None:
+        if self.replies.awaited:
+            data, done = self.replies.strip(bytes(data))
+            for answer in done:
+                self._answered(answer)
+            if not data:
+                return
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        asked = self._asked
+        if asked is not None and not asked.done():
+            asked.set_exception(
+                asyncpg.ConnectionDoesNotExistError("connection was closed by the server")
+            )
+        super().connection_lost(exc)
+
+    def _answered(self, answer: Answer) -> None:
+        if answer is self._question:
+            if self._asked is not None and not self._asked.done():
+                self._asked.set_result(answer)
+        elif answer.failed:
+            self.knows(None)  # a cancel request may have hit it, or the transaction had failed
+
+    # -- what goes before ------------------------------------------------------------------------
+
+    async def learn(self) -> None:
+        """Find out who is at the other end, once: a round trip."""
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self._question = self.replies.queried()
+            self.wire.write(ASK)
+        answer = await asyncio.shield(self._asked)
+        self._question = None
+        self.base = 0
+        try:
+            pid, setting = answer.text
+            self.base = milliseconds_of(setting)
+        except ValueError:
+            return  # it does not know the question: nothing is set for its session
+        # A pooler has keys of its own for cancel requests, as its clients have no backend.
+        self.direct = pid == str(self.backend_pid)
+        self.knows(self.base)
+
+    def tell(self, statement: Statement, kind: Kind, *, follows: bool) -> Answer | None:
+        """Tell the server how long what comes now may take; a prefix that needs a Sync, if any.
+
+        Args:
+            statement: its bounds.
+            kind: what it is.
+            follows: it is of the extended protocol, so what sets the time can stand before it
+                without a Sync.
+        """
+        base = self.base
+        if base is None or self.own or kind.rolls_back:
+            return None
+        in_block = self.is_in_transaction()
+        if not in_block and (self.in_block or (not self.direct and self.known != base)):
+            # What was set in a transaction went with it; whether it was kept is not known.
+            self.knows(None if self.direct else base)
+        wish = wish_of(statement.left, base)
+        if kind.resets and wish == base:
+            wish = base or _RESET_NEEDS
+        known, ahead = self.known, self.ahead
+        if ahead and fits(ahead, wish):
+            return None
+        if not ahead and known is not None and fits(known, wish, brief=kind.brief):
+            return None
+        if not self.is_connected():
+            return None
+        value = rounded(wish, base)
+        if self.direct or in_block:
+            self.replies.queried()
+            self.wire.write(set_for_session(value) if self.direct else set_local(value))
+            self.knows(value, in_block=in_block)
+            return None
+        if not kind.data:
+            return None
+        self.ahead = value
+        if not follows:
+            return None  # it becomes a part of the text
+        self.wire.write(local_prefix(value))
+        return self.replies.prefixed()
+
+    def knows(self, known: int | None, *, in_block: bool = False) -> None:
+        """The server has been told `known`; none when that is not sure any more."""
+        self.known, self.in_block = known, in_block
+        if known is None or in_block or self.base is None:
+            self.least = self.most = nan  # nothing is within
+        else:
+            least, self.most = range_of(known, self.base)
+            self.least = max(least, self.refuse_below)

@@ -1,0 +1,25 @@
+"""The block of a transaction, where its connection may have gone.
+
+How it commits and rolls back is seen to below, where the statements go out, so that it holds for
+who writes them by hand as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncpg.transaction import Transaction
+
+__all__ = ["HeldTransaction"]
+
+
+class HeldTransaction(Transaction):
+    """A transaction of asyncpg. An error in its block is not replaced by one of the rollback."""
+
+    async def __aexit__(self, extype: object, ex: object, tb: object) -> Any:
+        connection: Any = self._connection
+        if extype is not None and connection.is_closed():
+            # The transaction has ended with it. asyncpg would say that it cannot roll back.
+            self._managed = False
+            return None
+        return await super().__aexit__(extype, ex, tb)
