@@ -1,4 +1,4 @@
-"""grpc.aio, the client: what is left goes along, and an error says where the time went.
+"""gRPC, the client: what is left goes along, and an error says where the time went.
 
     async with open_channel("orders.local:50051", service="orders") as channel:
         stub = OrdersStub(channel)
@@ -15,6 +15,7 @@ does by itself), until the server answers (`grpc.header`), and until it is done 
     channels   a channel, and its methods
     rpc        one call: its bounds, its record, its errors
     answers    what the caller gets
+    syncchannels, blocking   the same without asyncio
 
 A call that nobody awaits or reads, and that ends by itself, is not told to an observer.
 """
@@ -28,8 +29,9 @@ import grpc
 import grpc.aio
 
 from holdfast.adapters.grpc_client.channels import BoundChannel, host_of
-from holdfast.adapters.grpc_client.errors import ERRORS
+from holdfast.adapters.grpc_client.errors import BLOCKING_ERRORS, ERRORS
 from holdfast.adapters.grpc_client.outward import wire_of
+from holdfast.adapters.grpc_client.syncchannels import BoundSyncChannel
 from holdfast.domain.discovery.keepalive import Keepalive
 from holdfast.domain.instant import Duration
 from holdfast.domain.phases import DEFAULT_SHARES, Shares
@@ -37,7 +39,7 @@ from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.outbound import Options, Outbound
 
-__all__ = ["Keepalive", "open_channel"]
+__all__ = ["Keepalive", "open_channel", "open_sync_channel"]
 
 
 def open_channel(
@@ -90,15 +92,62 @@ def open_channel(
         PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
             status `UNAVAILABLE`.
     """
-    carried = wire_of(wire)
-    options_ = Options(
-        service, carried, refuse_below, reserve, raise_for_deadline, shares, observer
+    outbound = Outbound(
+        Options(
+            service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer
+        ),
+        ERRORS,
     )
-    outbound = Outbound(options_, ERRORS)
     own = list(interceptors)
-    every = (*(keepalive.client_options() if keepalive is not None else ()), *options)
+    every = _every(options, keepalive)
     if credentials is None:
         channel = grpc.aio.insecure_channel(target, every, compression, own)
     else:
         channel = grpc.aio.secure_channel(target, credentials, every, compression, own)
     return BoundChannel(channel, outbound, host_of(target))
+
+
+def open_sync_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    *,
+    service: str = "",
+    wire: WireSettings = DEFAULT_WIRE,
+    refuse_below: Duration = 0.0,
+    reserve: Duration = 0.0,
+    raise_for_deadline: bool = True,
+    shares: Shares = DEFAULT_SHARES,
+    observer: TrailObserver | None = None,
+    interceptors: Sequence[Any] = (),
+    options: Sequence[tuple[str, Any]] = (),
+    compression: grpc.Compression | None = None,
+    keepalive: Keepalive | None = None,
+) -> grpc.Channel:
+    """The same for threads: a channel of grpc without asyncio, for stubs of all four kinds.
+
+    Futures, `stub.Get.future(...)`, are bound too. A thread cannot be cancelled, so a scope that is
+    cancelled does not end a call; its deadline does. It may do so up to 1 % of what is left before
+    it, by which grpc rounds.
+
+    Args and errors are those of `open_channel`; the errors are `grpc.RpcError` and `grpc.Call`
+    here, and `InsufficientBudget` is raised by the call of the stub itself. Close it when it is
+    done with, or use it in a `with` block.
+    """
+    outbound = Outbound(
+        Options(
+            service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer
+        ),
+        BLOCKING_ERRORS,
+    )
+    every = _every(options, keepalive)
+    if credentials is None:
+        channel = grpc.insecure_channel(target, every, compression)
+    else:
+        channel = grpc.secure_channel(target, credentials, every, compression)
+    return BoundSyncChannel(channel, interceptors, outbound, host_of(target))
+
+
+def _every(
+    options: Sequence[tuple[str, Any]], keepalive: Keepalive | None
+) -> tuple[tuple[str, Any], ...]:
+    return (*(() if keepalive is None else keepalive.client_options()), *options)

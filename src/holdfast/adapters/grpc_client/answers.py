@@ -71,7 +71,8 @@ class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
         with _Told(rpc) as told:
             try:
                 # Its initial metadata comes with the answer, as one piece.
-                answer: Any = yield from self._inner.__await__()
+                waiting: Generator[Any, None, Any] = self._inner.__await__()
+                answer = yield from waiting
             except AioRpcError as exc:
                 yield from told.explain(exc).__await__()
                 raise
@@ -95,7 +96,7 @@ class _Writes(_Answer):
                 raise
 
 
-class OneAnswerToMany(_Writes, grpc.aio.StreamUnaryCall[Any, Any]):  # type: ignore[misc]
+class OneAnswerToMany(_Writes, grpc.aio.StreamUnaryCall[Any, Any]):
     """To a stream of requests."""
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -153,7 +154,7 @@ class Messages(_Answer, grpc.aio.UnaryStreamCall[Any, Any]):
         return message
 
 
-class Chat(_Writes, Messages, grpc.aio.StreamStreamCall[Any, Any]):  # type: ignore[misc]
+class Chat(_Writes, Messages, grpc.aio.StreamStreamCall[Any, Any]):
     """The answers of a stream, to a stream of requests."""
 
 

@@ -1,4 +1,8 @@
-"""Our errors, as programs of grpc.aio expect them: each is an `AioRpcError` as well."""
+"""Our errors, as programs of grpc expect them.
+
+Each is an `AioRpcError` as well, or without asyncio a `grpc.RpcError` that is a `grpc.Call`, as
+those are that grpc raises.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,16 @@ from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTi
 from holdfast.domain.phases import Trail
 from holdfast.runtime.outbound import ErrorClasses
 
-__all__ = ["ERRORS", "GrpcDeadlineExceeded", "GrpcInsufficientBudget", "GrpcPhaseTimeout"]
+__all__ = [
+    "BLOCKING_ERRORS",
+    "ERRORS",
+    "BlockingDeadlineExceeded",
+    "BlockingInsufficientBudget",
+    "BlockingPhaseTimeout",
+    "GrpcDeadlineExceeded",
+    "GrpcInsufficientBudget",
+    "GrpcPhaseTimeout",
+]
 
 
 class _Ours(AioRpcError):
@@ -79,3 +92,60 @@ class GrpcPhaseTimeout(PhaseTimeout, _Ours):
 
 
 ERRORS: Final = ErrorClasses("grpc", GrpcDeadlineExceeded, GrpcInsufficientBudget, GrpcPhaseTimeout)
+
+
+class _Over(grpc.RpcError, grpc.Call):
+    """What makes an error of ours the call of grpc that has ended with it."""
+
+    _code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return self._code
+
+    def details(self) -> str:
+        """What happened, and where."""
+        return str(self)
+
+    def initial_metadata(self) -> Any:
+        """There is none."""
+        return ()
+
+    def trailing_metadata(self) -> Any:
+        """There is none."""
+        return ()
+
+    def is_active(self) -> bool:
+        """It is over."""
+        return False
+
+    def time_remaining(self) -> Any:
+        """It is over."""
+        return None
+
+    def cancel(self) -> bool:
+        """It is over."""
+        return False
+
+    def add_callback(self, callback: Any) -> bool:
+        """It is over."""
+        return False
+
+
+class BlockingDeadlineExceeded(DeadlineExceeded, _Over):
+    """The limit of a scope is spent; status `DEADLINE_EXCEEDED`."""
+
+
+class BlockingInsufficientBudget(InsufficientBudget, _Over):
+    """Not begun, as too little is left; status `DEADLINE_EXCEEDED`."""
+
+
+class BlockingPhaseTimeout(PhaseTimeout, _Over):
+    """The share of the dial is spent, nothing was sent; status `UNAVAILABLE`: try again."""
+
+    _code = grpc.StatusCode.UNAVAILABLE
+
+
+BLOCKING_ERRORS: Final = ErrorClasses(
+    "grpc", BlockingDeadlineExceeded, BlockingInsufficientBudget, BlockingPhaseTimeout
+)

@@ -226,7 +226,9 @@ def hop_error(call: Call, error: Any, cause: Cause | None) -> DeadlineExceeded |
     options = call.outbound.options
     if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not options.raise_for_deadline:
         return None
-    told = cause is not None or any(key == CAUSE_HEADER for key, _ in error.trailing_metadata())
+    told = cause is not None or any(
+        key == CAUSE_HEADER for key, _ in error.trailing_metadata() or ()
+    )
     if not told:
         return None
     below = () if cause is None else (cause,)
