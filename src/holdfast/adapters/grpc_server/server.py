@@ -22,14 +22,11 @@ flight: an idle connection is closed when its client has answered a ping, and so
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import grpc
 import grpc.aio
 
+from holdfast.adapters.grpc_server.calls import GrpcCalls
 from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
 from holdfast.ports.gate import Tell
@@ -37,7 +34,7 @@ from holdfast.runtime.bell import Bell
 from holdfast.runtime.driver import driver_of
 from holdfast.runtime.tasks import aside
 
-__all__ = ["GrpcCalls", "GrpcHealth", "GrpcServer"]
+__all__ = ["GrpcHealth", "GrpcServer"]
 
 _LATE: Final[Duration] = 0.2
 """Seconds of the drain that are left for what is cancelled."""
@@ -52,79 +49,6 @@ class GrpcHealth(Protocol):
     async def enter_graceful_shutdown(self) -> None:
         """Say NOT_SERVING for everything, whatever is set from then on."""
         ...
-
-
-class GrpcCalls(grpc.aio.ServerInterceptor):
-    """Counts the calls that are in flight, and turns new ones away while the server drains.
-
-    Only calls to handlers of `grpc.aio` are counted, which are coroutines and async generators. A
-    plain function, which grpc runs in a thread, is served as it is.
-
-    Attributes:
-        in_flight: calls whose handlers run.
-    """
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self._closed = False
-        self._idle: Callable[[], object] | None = None
-
-    def close(self, idle: Callable[[], object]) -> None:
-        """Turn new calls away with UNAVAILABLE; `idle` is called when none is in flight."""
-        self._closed = True
-        self._idle = idle
-        self._look()
-
-    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the handler of a call; for grpc."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        for kind in ("unary_unary", "stream_unary"):
-            inner = getattr(handler, kind)
-            if inspect.iscoroutinefunction(inner):
-                return handler._replace(**{kind: self._one(inner)})
-        for kind in ("unary_stream", "stream_stream"):
-            inner = getattr(handler, kind)
-            if inspect.isasyncgenfunction(inner):
-                return handler._replace(**{kind: self._many(inner)})
-            if inspect.iscoroutinefunction(inner):  # it writes to its context
-                return handler._replace(**{kind: self._one(inner)})
-        return handler
-
-    def _one(self, inner: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-        async def counted(request: Any, context: Any) -> Any:
-            await self._admit(context)
-            with self._counted():
-                return await inner(request, context)
-
-        return counted
-
-    def _many(self, inner: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
-        async def counted(request: Any, context: Any) -> AsyncIterator[Any]:
-            await self._admit(context)
-            with self._counted():
-                async for message in inner(request, context):
-                    yield message
-
-        return counted
-
-    async def _admit(self, context: Any) -> None:
-        if self._closed:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
-
-    @contextmanager
-    def _counted(self) -> Generator[None]:
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._look()
-
-    def _look(self) -> None:
-        if self._idle is not None and not self.in_flight:
-            self._idle()
 
 
 class GrpcServer:
