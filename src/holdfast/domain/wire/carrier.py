@@ -111,12 +111,14 @@ class Due(NamedTuple):
         waited: seconds that it lay in the queue; 0.0 where that is not known.
         promised: seconds that it was given when it was put there; infinite without a deadline.
         skewed: whether the clock of the sender was not believed.
+        asked: monotonic instant that was asked for, whatever the cap.
     """
 
     at: Instant = NEVER
     waited: Duration = 0.0
     promised: Duration = NEVER
     skewed: bool = False
+    asked: Instant = NEVER
 
 
 def due(
@@ -148,7 +150,7 @@ def due(
             at = min(at, now + left)
     elif left is not None:
         at = now + left - waited
-    return Due(min(at, now + cap), waited, promised, not believed)
+    return Due(min(at, now + cap), waited, promised, not believed, at)
 
 
 def raw_pairs(carrier: object) -> tuple[list[tuple[bytes, bytes]], int]:

@@ -1,0 +1,106 @@
+"""A message with the ambient context, and a confirm that is waited for as long as there is time.
+
+The broker confirms that it has a message. Where the deadline passes before, the message may be
+there or not: that is an outcome of its own, and no failure that may be tried again.
+
+What is left is also given to the broker, as the expiration of the message, so that it drops by
+itself what nobody waits for any more. It looks at the head of a queue only, and its clock starts
+when the message arrives, so consumers look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from copy import copy
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from holdfast.domain.cause import Cause
+from holdfast.domain.errors import OutcomeUnknown
+from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
+from holdfast.runtime.bounded import Bounded
+from holdfast.runtime.carry import inject
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from aio_pika.abc import AbstractExchange, AbstractMessage, DateType, PublishResultType
+
+__all__ = ["ConfirmMissing", "publish"]
+
+
+class ConfirmMissing(OutcomeUnknown, TimeoutError):
+    """The confirm of a message did not come in time. The broker may have it.
+
+    A `TimeoutError`, as aio-pika raises for a confirm that is late.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        OutcomeUnknown.__init__(self, cause)
+
+    # OSError, a base of TimeoutError, has a __str__ of its own that comes first in C.
+    def __str__(self) -> str:
+        return OutcomeUnknown.__str__(self)
+
+
+async def publish(
+    exchange: AbstractExchange,
+    message: AbstractMessage,
+    routing_key: str,
+    *,
+    mandatory: bool = True,
+    expire: bool = True,
+    detached: bool = False,
+    refuse_below: Duration = 0.0,
+    wire: WireSettings = DEFAULT_WIRE,
+) -> PublishResultType | None:
+    """Publish `message` with deadline, identity, stage and baggage; wait for the confirm.
+
+    Args:
+        exchange: of a channel with publisher confirms, which is the default of aio-pika.
+        message: is copied; its own headers and a shorter expiration stay.
+        routing_key: as for `exchange.publish`.
+        mandatory: as for `exchange.publish`.
+        expire: let the broker drop the message when its deadline has passed.
+        detached: for work that must be done whoever waits: the message gets no deadline, and the
+            ambient one still bounds the wait for the confirm.
+        refuse_below: seconds that the work needs at least.
+        wire: names and grammars of the headers.
+
+    Raises:
+        InsufficientBudget: nothing is left, or less than `refuse_below`; nothing was sent.
+        ConfirmMissing: the deadline passed, or the scope was cancelled, before the confirm came: an
+            `OutcomeUnknown`.
+        Exception: whatever `exchange.publish` raises; a message that the broker refuses or cannot
+            route is a `DeliveryError` or `PublishError`.
+    """
+    work = Bounded(f"PUBLISH {routing_key or exchange.name}"[:96])
+    work.admit(refuse_below)
+    sent = copy(message)
+    headers = dict(message.headers or {})
+    inject(cast("MutableMapping[str, str]", headers), detached=detached, wire=wire)
+    sent.headers = headers
+    if expire and not detached and work.limit != NEVER:
+        sent.expiration = _sooner(message.expiration, max(0.0, work.left))
+    try:
+        return await exchange.publish(sent, routing_key, mandatory=mandatory)
+    except asyncio.CancelledError as cut:
+        cause = None if work.here is None else work.here.reached()
+        if cause is None:  # by somebody else, whose cancellation it stays
+            cut.add_note(f"{work.name}: its confirm did not come, so the broker may have it")
+            raise
+        detail = "the broker did not confirm it in time"
+        raise ConfirmMissing(work.cause(detail, kind=cause.kind)) from cut
+    except (ConnectionError, OSError) as lost:
+        lost.add_note(f"{work.name}: its confirm did not come, so the broker may have it")
+        raise
+
+
+def _sooner(own: DateType | None, left: Duration) -> Any:
+    """The expiration that a message has, or what is left, in seconds, whichever is sooner."""
+    if isinstance(own, timedelta):
+        own = own.total_seconds()
+    if own is None:
+        return left
+    return min(own, left) if isinstance(own, int | float) else own
