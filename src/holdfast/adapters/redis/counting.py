@@ -28,14 +28,16 @@ class Counting:
         cut: answers that were owed when the connection was closed the last time, if all that was
             handed over had left.
         waited: the last command, when its wait at the server was made shorter.
-        lifted: whether the last command waits at the server, under a deadline, so that time-outs of
-            the socket are out of place.
+        blocks: whether the last command waits at the server.
+        lifted: whether it does so under a deadline, so that a time-out of the socket is out of
+            place.
     """
 
     holdfast: Settings
     owed: int = 0
     cut: int = 0
     waited: tuple[Command, Duration] | None = None
+    blocks: bool = False
     lifted: bool = False
     _name: Any = "command"
     _packed: tuple[Any, int] | None = None
@@ -65,7 +67,8 @@ class Counting:
     def within(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a command, which may wait at the server no longer than is left."""
         self._name = name = args[0]
-        self.lifted, self.waited = False, None
+        self.blocks = self.lifted = False
+        self.waited = None
         rule = rule_for(name)
         if rule is None:
             if not (isinstance(name, str) and " " in name):
@@ -75,9 +78,9 @@ class Counting:
             if rule is None:
                 return args
             args = (*words, *args[1:])
-        at = rule.at(args)
+        self.blocks = rule.at(args) is not None
         here = ambient()
-        if at is None or here is None or here.limit == NEVER:
+        if not self.blocks or here is None or here.limit == NEVER:
             return args
         self.lifted = True
         command = Command(named(args[0]))
@@ -92,12 +95,20 @@ class Counting:
     def within_all(self, commands: Iterable[Any]) -> list[tuple[Any, ...]]:
         """The same for a pipeline, whose answers of nothing are handed on."""
         found: list[tuple[Any, ...]] = []
-        lifted = False
+        blocks = lifted = False
         for args in commands:
             found.append(self.within(tuple(args)))
-            lifted = lifted or self.lifted
-        self._name, self.waited, self.lifted = "pipeline", None, lifted
+            blocks, lifted = blocks or self.blocks, lifted or self.lifted
+        self.resume(("pipeline", blocks, lifted, None, None))
         return found
+
+    def pause(self) -> tuple[Any, ...]:
+        """What is known of the command that is to be sent; a connection is made before it is."""
+        return self._name, self.blocks, self.lifted, self.waited, self._packed
+
+    def resume(self, known: tuple[Any, ...]) -> None:
+        """See `pause`."""
+        self._name, self.blocks, self.lifted, self.waited, self._packed = known
 
     def counted(self, packed: Any, commands: int) -> Any:
         """Note how many commands `packed` is."""
@@ -133,4 +144,4 @@ class Counting:
         """The connection is closed, with `unsent` bytes of it still here."""
         self.cut = 0 if unsent else self.owed
         self.owed = 0
-        self.waited, self.lifted = None, False
+        self.waited = None

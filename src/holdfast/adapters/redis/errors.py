@@ -19,7 +19,6 @@ from holdfast.runtime.outbound import both
 __all__ = ["Command", "Late", "named"]
 
 
-
 class Late(RedisTimeout):
     """The part of our errors that is redis-py's, whose constructor they do not run."""
 

@@ -1,4 +1,4 @@
-"""`instrument` and `uninstrument`: classes of the library are exchanged for ours, on the one object.
+"""`instrument` and `uninstrument`: classes of the library are exchanged for ours, on one object.
 
 Nothing is patched for others: a client gets a class of its own, its pool another, and that makes
 connections of a third. What the pool has already is converted, so sessions at the server stay.
@@ -16,7 +16,7 @@ import redis.connection as sync
 from holdfast.adapters.redis.pipelines import bounded_client, plain_client
 from holdfast.adapters.redis.pools import bounded_class, bounded_pool, plain_class, plain_pool
 from holdfast.adapters.redis.retrying import bounded_retry, plain_retry
-from holdfast.adapters.redis.settings import MARGIN, Settings
+from holdfast.adapters.redis.settings import KEEP, MARGIN, Settings
 from holdfast.domain.instant import Duration
 
 __all__ = ["instrument", "uninstrument"]
@@ -29,7 +29,7 @@ def instrument(
     *,
     refuse_below: Duration = 0.0,
     margin: Duration = MARGIN,
-    keep: Duration = 0.0,
+    keep: Duration = KEEP,
 ) -> C:
     """Keep a client of redis-py, or a pool of one, within the budget; the same object.
 
@@ -73,21 +73,22 @@ def uninstrument(client: C) -> C:
 
 
 def _change_pool(pool: Any, settings: Settings | None) -> None:
-    kind = type(pool)
+    kind: Any = type(pool)
     pool.__class__ = plain_pool(kind) if settings is None else bounded_pool(kind, settings)
     for connection in _connections(pool):
         _change(connection, settings)
 
 
 def _connections(pool: Any) -> list[Any]:
-    if isinstance(pool, sync.BlockingConnectionPool):
+    if hasattr(pool, "_connections"):  # of the blocking one for threads
         return [*pool._connections]
     return [*pool._available_connections, *pool._in_use_connections]
 
 
 def _change(connection: Any, settings: Settings | None) -> None:
     connection = getattr(connection, "_conn", connection)  # behind a cache
-    kind, retry = type(connection), connection.retry
+    kind: Any = type(connection)
+    retry = connection.retry
     if settings is None:
         connection.__class__ = plain_class(kind)
         connection.__dict__["retry"] = plain_retry(retry)

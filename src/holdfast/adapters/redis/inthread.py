@@ -1,13 +1,14 @@
-"""Connections of `redis` for threads: every wait of a socket takes what is left then, and no more.
+"""Connections of `redis` for threads: every wait of a socket takes what is left then.
 
-Nothing here can be cancelled. A time-out of a socket bounds one wait, and a server that sends a byte
-now and then is never late; so the socket is one whose waits all end with the scope.
+Nothing here can be cancelled. A time-out of a socket bounds one wait, and a server that sends a
+byte now and then is never late; so the socket is one whose waits all end with the scope.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from redis.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.exceptions import RedisError, ResponseError
@@ -26,7 +27,7 @@ from holdfast.runtime.scope import ambient
 __all__ = ["InThread"]
 
 # Ours have the base of theirs, or an object could not change from one to the other.
-_Base = object if TYPE_CHECKING else AbstractConnection
+_Base: Any = AbstractConnection
 
 _LEAST: Final[Duration] = 0.001
 
@@ -37,6 +38,7 @@ class InThread(_Base, Counting):
     _sock: Any
     socket_timeout: Any
     socket_connect_timeout: Any
+    health_check_interval: Any
     _command: Command | None = None
 
     def _connect(self) -> Any:
@@ -123,15 +125,16 @@ class InThread(_Base, Counting):
         this: Any = self
         inner: Any = super()
         self.admit()
-        lifted, waited, packed = self.lifted, self.waited, self._packed
-        if not self._sock:
-            this.connect_check_health(check_health=False)
-        if check_health:
-            this.check_health()
-        self.lifted, self.waited, self._packed = lifted, waited, packed
-        self._command = command_of = Command(named(self._name))
+        if not self._sock or (check_health and self.health_check_interval):
+            known = self.pause()
+            if not self._sock:
+                this.connect_check_health(check_health=False)
+            if check_health:
+                this.check_health()
+            self.resume(known)
+        self._command = under_way = Command(named(self._name))
         self.handed_over(command)
-        self._bind(command_of.limit)
+        self._bind(under_way.limit)
         try:
             inner.send_packed_command(command, check_health=False)
         except RedisError as exc:
@@ -160,9 +163,10 @@ class InThread(_Base, Counting):
         inner: Any = super()
         push = kwargs.get("push_request", False)
         self._bind(_limit())
-        lifted = self.lifted and self._sock is not None
+        sock = self._sock
+        lifted = self.lifted and sock is not None
         if lifted:
-            self._sock.settimeout(None)
+            sock.settimeout(None)
         try:
             response = inner.read_response(*args, **kwargs)
         except ResponseError:
@@ -213,8 +217,6 @@ def _limit() -> Instant:
 
 
 def _optioned(sock: Any, connection: Any) -> None:
-    import socket
-
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if connection.socket_keepalive:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,17 +23,23 @@ from holdfast.adapters.redis.counting import Counting
 __all__ = ["OnLoop"]
 
 # Ours have the base of theirs, or an object could not change from one to the other.
-_Base = object if TYPE_CHECKING else AbstractConnection
+_Base: Any = AbstractConnection
 
 
 class OnLoop(_Base, Counting):
     """To be mixed into a connection of `redis.asyncio`.
 
     Attributes:
-        draining: whether its last command was cut, and its answer may be waited for.
+        draining: whether its last command was cut, and it is open still, as its answer may come.
+        connecting: the task that connects it, while it does.
+        idling: the task that closes it when it is idle, in a stop of the process.
+        uses: how many commands it has sent; of two that are equal, none was sent in between.
     """
 
     draining: bool = False
+    connecting: Any = None
+    idling: Any = None
+    uses: int = 0
     _reader: Any
     _writer: Any
     socket_timeout: Any
@@ -41,7 +48,7 @@ class OnLoop(_Base, Counting):
     def should_reconnect(self) -> bool:
         """Whether it is to be closed before somebody else gets it; see redis-py."""
         inner: Any = super()
-        return self.owed > 0 or inner.should_reconnect()
+        return (self.owed > 0 and not self.draining) or inner.should_reconnect()
 
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
@@ -52,22 +59,26 @@ class OnLoop(_Base, Counting):
         """See redis-py."""
         inner: Any = super()
         listed = self.within_all(commands)
-        lifted = self.lifted
+        known = self.pause()
         packed = inner.pack_commands(listed)  # which packs each of them by `pack_command`
-        self._name, self.waited, self.lifted = "pipeline", None, lifted
+        self.resume(known)
         return self.counted(packed, len(listed))
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """See redis-py. Written again: there, a task is made for each command, to bound it."""
         this: Any = self
         self.admit()
-        lifted, waited, packed = self.lifted, self.waited, self._packed
-        if not this.is_connected:
-            await this.connect_check_health(check_health=False)
-        if check_health and self.health_check_interval:
-            await this.check_health()
-        self.lifted, self.waited, self._packed = lifted, waited, packed
+        if self.draining:
+            await this.disconnect(nowait=True)  # whoever goes on must not get the answer
+        if not this.is_connected or (check_health and self.health_check_interval):
+            known = self.pause()
+            if not this.is_connected:
+                await this.connect_check_health(check_health=False)
+            if check_health:
+                await this.check_health()
+            self.resume(known)
         self.handed_over(command)
+        self.uses += 1
         try:
             if isinstance(command, str):
                 command = command.encode()
@@ -100,7 +111,11 @@ class OnLoop(_Base, Counting):
     ) -> Any:
         """See redis-py."""
         inner: Any = super()
-        if not self.lifted:
+        if self.draining:
+            await self.disconnect(nowait=True)
+        if self.holdfast.keep and disconnect_on_error and not self.blocks:
+            reading = self._read_or_keep(disable_decoding, timeout, push_request)
+        elif not self.lifted:
             reading = inner.read_response(
                 disable_decoding,
                 timeout,
@@ -108,7 +123,9 @@ class OnLoop(_Base, Counting):
                 push_request=push_request,
             )
         else:
-            reading = self._read_lifted(disable_decoding, timeout, disconnect_on_error, push_request)
+            reading = self._read_lifted(
+                disable_decoding, timeout, disconnect_on_error, push_request
+            )
         try:
             response = await reading
         except ResponseError:
@@ -119,6 +136,40 @@ class OnLoop(_Base, Counting):
         if not push_request:
             self.answered()
         return response if self.waited is None else self.not_nothing(response)
+
+    async def _read_or_keep(self, disable_decoding: bool, timeout: Any, push_request: Any) -> Any:
+        """Read, and stay open when that is cancelled, for the pool to see to."""
+        inner: Any = super()
+        try:
+            return await inner.read_response(
+                disable_decoding, timeout, disconnect_on_error=False, push_request=push_request
+            )
+        except asyncio.CancelledError:
+            writer = self._writer
+            if writer is None or writer.transport.get_write_buffer_size():
+                await self.disconnect(nowait=True)
+            else:
+                self.draining = True
+                self.cut = self.owed
+            raise
+        except ResponseError:
+            raise
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
+
+    async def drained(self) -> None:
+        """Read and forget the answers that are owed.
+
+        Raises:
+            RedisError, OSError: the connection is gone.
+        """
+        inner: Any = super()
+        while self.owed:
+            with suppress(ResponseError):
+                await inner.read_response(disconnect_on_error=False)
+            self.answered()
+        self.draining = False
 
     async def _read_lifted(
         self, disable_decoding: bool, timeout: Any, disconnect_on_error: bool, push_request: Any

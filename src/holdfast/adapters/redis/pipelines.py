@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -23,11 +23,10 @@ __all__ = ["bounded_client", "plain_client"]
 
 
 # Ours have the base of theirs, or an object could not change from one to the other.
-if TYPE_CHECKING:
-    _AsyncRedis = _Redis = _AsyncPipeline = _Pipeline = object
-else:
-    _AsyncRedis, _Redis = redis.asyncio.Redis, redis.Redis
-    _AsyncPipeline, _Pipeline = redis.asyncio.client.Pipeline, redis.client.Pipeline
+_AsyncRedis: Any = redis.asyncio.Redis
+_Redis: Any = redis.Redis
+_AsyncPipeline: Any = redis.asyncio.client.Pipeline
+_Pipeline: Any = redis.client.Pipeline
 
 
 class _OnLoopClient(_AsyncRedis):
@@ -53,6 +52,7 @@ class _OnLoop(_AsyncPipeline):
 
     watching: bool
     connection: Any
+    connection_pool: Any
 
     async def _execute_transaction(self, connection: Any, *args: Any, **kwargs: Any) -> Any:
         inner: Any = super()
@@ -76,6 +76,10 @@ class _OnLoop(_AsyncPipeline):
         connection = self.connection
         if self.watching and connection is not None and (not connection.is_connected or _ended()):
             await self._unwatched()
+        if not self.watching and self.connection is not None:
+            # Here and not there, where a task is made for it to hold against a cancellation.
+            connection, self.connection = self.connection, None
+            await self.connection_pool.release(connection)
         await inner.reset()
 
     async def _unwatched(self) -> None:
@@ -134,7 +138,9 @@ def _ended() -> bool:
 def bounded_client(kind: Any) -> Any:
     """The class of clients that is `kind` and ours."""
     plain = plain_client(kind)
-    return _made(_OnLoopClient if issubclass(plain, redis.asyncio.Redis) else _InThreadClient, plain)
+    return _made(
+        _OnLoopClient if issubclass(plain, redis.asyncio.Redis) else _InThreadClient, plain
+    )
 
 
 def plain_client(kind: Any) -> Any:
@@ -143,7 +149,8 @@ def plain_client(kind: Any) -> Any:
 
 
 def _bounded(pipeline: Any, ours: Any) -> Any:
-    pipeline.__class__ = _made(ours, type(pipeline))
+    kind: Any = type(pipeline)
+    pipeline.__class__ = _made(ours, kind)
     return pipeline
 
 

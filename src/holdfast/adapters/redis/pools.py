@@ -8,8 +8,12 @@ given back does not lose its place; and one that comes to a waiter hands on what
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from contextvars import copy_context
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from queue import Empty
+from typing import Any, Final
 
 import redis.asyncio.connection as aio
 import redis.connection as sync
@@ -22,17 +26,15 @@ from holdfast.adapters.redis.settings import Settings
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.ambient import remaining
-from holdfast.runtime.scope import ambient
+from holdfast.runtime.scope import AMBIENT, ambient
 from holdfast.runtime.tasks import aside
 
 __all__ = ["bounded_class", "bounded_pool", "plain_class", "plain_pool"]
 
 # Ours have the base of theirs, or an object could not change from one to the other.
-if TYPE_CHECKING:
-    _AsyncPool = _SyncPool = _BlockingPool = object
-else:
-    _AsyncPool, _SyncPool = aio.ConnectionPool, sync.ConnectionPool
-    _BlockingPool = sync.BlockingConnectionPool
+_AsyncPool: Any = aio.ConnectionPool
+_SyncPool: Any = sync.ConnectionPool
+_BlockingPool: Any = sync.BlockingConnectionPool
 
 _POOL: Final = "a connection of the pool"
 
@@ -42,6 +44,7 @@ class _Pool:
 
     holdfast: Settings
     holdfast_idle: Duration = NEVER
+    """Seconds that a connection may be idle; infinite until the process stops."""
 
     @property
     def connection_class(self) -> Any:
@@ -67,11 +70,15 @@ class _OnLoop(_AsyncPool, _Pool):
     async def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
+        this: Any = self
         self._admit()
+        while self._unfinished and not self._waits and not this.can_get_connection():
+            # Whoever had the place has gone, so there is one in a moment.
+            await asyncio.wait(self._unfinished.values(), return_when=asyncio.FIRST_COMPLETED)
         try:
             return await inner.get_connection(*args, **kwargs)
         except BaseException:
-            if getattr(self, "_condition", None) is not None:
+            if self._waits:
                 # It may have been woken for a place that it does not take.
                 aside(self._wake(), name="redis pool, next waiter")
             raise
@@ -79,6 +86,9 @@ class _OnLoop(_AsyncPool, _Pool):
     async def release(self, connection: Any) -> None:
         """See redis-py."""
         inner: Any = super()
+        if connection.draining or connection.connecting is not None:
+            self._finish(connection)
+            return
         if connection.should_reconnect():
             await connection.disconnect(nowait=True)
         try:
@@ -86,8 +96,72 @@ class _OnLoop(_AsyncPool, _Pool):
         except asyncio.CancelledError:
             aside(self._give_back(connection), name="redis pool, give back")
             raise
-        if self.holdfast_idle != NEVER:
-            await self._close_idle(connection)
+        if self.holdfast_idle != NEVER and connection.idling is None and connection.is_connected:
+            connection.idling = aside(self._idling(connection), name="redis pool, idle")
+
+    # -- what goes on behind the back of whoever was cut -----------------------------------------
+
+    @property
+    def _unfinished(self) -> dict[Any, Any]:
+        """Connections that nobody uses and that cannot be used yet, with the task of each."""
+        found: dict[Any, Any] = self.__dict__.setdefault("_holdfast_unfinished", {})
+        return found
+
+    @property
+    def _waits(self) -> bool:
+        """Whether it has callers wait for a place, instead of saying that there is none."""
+        return getattr(self, "_condition", None) is not None
+
+    async def ensure_connection(self, connection: Any) -> None:
+        """See redis-py. What connects goes on when whoever waits for it has gone.
+
+        Else a server that is far away, or slow for a while, would see nothing but half-made
+        connections: each caller begins one, and none is given the time for all of its steps.
+        """
+        inner: Any = super()
+        if connection.is_connected or not self.holdfast.keep:
+            await inner.ensure_connection(connection)
+            return
+        context = copy_context()
+        context.run(AMBIENT.set, None)
+        connecting = _tried(inner.ensure_connection(connection))
+        connection.connecting = aside(connecting, name="redis connect", context=context)
+        error = await asyncio.shield(connection.connecting)
+        connection.connecting = None
+        if error is not None:
+            raise error
+
+    def _finish(self, connection: Any) -> None:
+        finishing = aside(self._finished(connection), name="redis pool, finish")
+        self._unfinished[connection] = finishing
+
+    async def _finished(self, connection: Any) -> None:
+        work = connection.drained() if connection.connecting is None else connection.connecting
+        done = False
+        try:
+            async with asyncio.timeout(self.holdfast.keep):
+                done = not isinstance(await work, Exception)
+        except (TimeoutError, RedisError, OSError):
+            done = False
+        finally:
+            connection.connecting = None
+            if not done:
+                await connection.disconnect(nowait=True)
+            self._unfinished.pop(connection, None)
+            await self._give_back(connection)
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        if inuse_connections and self._unfinished:
+            finishing = tuple(self._unfinished.values())
+            for task in finishing:
+                task.cancel()
+            await asyncio.wait(finishing)
+            for connection in [*self._unfinished]:  # of tasks that had not begun
+                del self._unfinished[connection]
+                await self._give_back(connection)
+        await inner.disconnect(inuse_connections)
 
     async def _give_back(self, connection: Any) -> None:
         """What is left to be done of a `release` that was cancelled."""
@@ -106,9 +180,28 @@ class _OnLoop(_AsyncPool, _Pool):
             async with condition:
                 condition.notify()
 
-    async def _close_idle(self, connection: Any) -> None:
-        if self.holdfast_idle <= 0:
-            await connection.disconnect()
+    # -- the stop of the process -----------------------------------------------------------------
+
+    async def preclean(self, idle: Duration) -> int:
+        """See `holdfast.lifecycle.Pool`."""
+        this: Any = self
+        self.holdfast_idle = idle
+        open_ones = [one for one in this._available_connections if one.is_connected]
+        for connection in open_ones:
+            await connection.disconnect(nowait=True)
+        return len(open_ones)
+
+    async def _idling(self, connection: Any) -> None:
+        """Close the connection when it has been idle for long enough."""
+        this: Any = self
+        try:
+            while connection.is_connected and connection in this._available_connections:
+                used = connection.uses
+                await asyncio.sleep(self.holdfast_idle)
+                if connection.uses == used and connection in this._available_connections:
+                    await connection.disconnect(nowait=True)
+        finally:
+            connection.idling = None
 
 
 class _InThread(_SyncPool, _Pool):
@@ -135,6 +228,18 @@ class _InThread(_SyncPool, _Pool):
             connection.disconnect()
         inner.release(connection)
 
+    async def preclean(self, idle: Duration) -> int:
+        """See `holdfast.lifecycle.Pool`. From now on, one that is given back is closed at once: no
+        thread is there that could wait."""
+        this: Any = self
+        self.holdfast_idle = idle
+        closed = 0
+        with this._lock:  # so that nobody takes one meanwhile
+            for connection in this._available_connections:
+                closed += connection.is_connected
+                connection.disconnect()
+        return closed
+
 
 class _Waiting(_InThread, _BlockingPool):
     """To be mixed into a `redis.BlockingConnectionPool`, which has a time-out."""
@@ -151,6 +256,31 @@ class _Waiting(_InThread, _BlockingPool):
     @timeout.setter
     def timeout(self, seconds: Duration | None) -> None:
         self.__dict__["timeout"] = seconds
+
+    async def preclean(self, idle: Duration) -> int:
+        """See `_InThread`."""
+        this: Any = self
+        self.holdfast_idle = idle
+        taken: list[Any] = []
+        with suppress(Empty):
+            while True:
+                taken.append(this.pool.get_nowait())
+        closed = 0
+        for connection in reversed(taken):  # the last one that is put back is the first to be got
+            if connection is not None:
+                closed += connection.is_connected
+                connection.disconnect()
+            this.pool.put_nowait(connection)
+        return closed
+
+
+async def _tried(work: Awaitable[Any]) -> Exception | None:
+    """What `work` raises: nobody may be there to be told."""
+    try:
+        await work
+    except Exception as exc:
+        return exc
+    return None
 
 
 @cache

@@ -11,7 +11,7 @@ import copy
 import threading
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
@@ -23,10 +23,8 @@ from holdfast.domain.instant import NEVER, Duration
 __all__ = ["bounded_retry", "plain_retry"]
 
 # Ours have the base of theirs, or an object could not change from one to the other.
-if TYPE_CHECKING:
-    _Retry = _AsyncRetry = object
-else:
-    _Retry, _AsyncRetry = Retry, AsyncRetry
+_Retry: Any = Retry
+_AsyncRetry: Any = AsyncRetry
 
 
 class _Blocking(_Retry):
@@ -49,7 +47,9 @@ class _Blocking(_Retry):
             try:
                 return do()
             except this._supported_errors as exc:
-                if isinstance(exc, HoldfastError) or not (is_retryable is None or is_retryable(exc)):
+                if isinstance(exc, HoldfastError) or not (
+                    is_retryable is None or is_retryable(exc)
+                ):
                     raise
                 failures += 1
                 _ = fail(exc, failures) if with_failure_count else fail(exc)
@@ -81,7 +81,9 @@ class _OnLoop(_AsyncRetry):
             try:
                 return await do()
             except this._supported_errors as exc:
-                if isinstance(exc, HoldfastError) or not (is_retryable is None or is_retryable(exc)):
+                if isinstance(exc, HoldfastError) or not (
+                    is_retryable is None or is_retryable(exc)
+                ):
                     raise
                 failures += 1
                 await (fail(exc, failures) if with_failure_count else fail(exc))
@@ -91,6 +93,10 @@ class _OnLoop(_AsyncRetry):
                 _room(pause, self.holdfast_needed, exc)
             if pause > 0:
                 await asyncio.sleep(pause)
+
+
+def _final(exc: Exception, is_retryable: Callable[[Exception], bool] | None) -> bool:
+    return isinstance(exc, HoldfastError) or not (is_retryable is None or is_retryable(exc))
 
 
 def _room(pause: Duration, needed: Duration, error: Exception) -> None:
@@ -109,8 +115,8 @@ def _room(pause: Duration, needed: Duration, error: Exception) -> None:
 
 
 @cache
-def _variant(kind: type, needed: Duration) -> type:
-    ours = _OnLoop if issubclass(kind, AsyncRetry) else _Blocking
+def _variant(kind: Any, needed: Duration) -> Any:
+    ours: Any = _OnLoop if issubclass(kind, AsyncRetry) else _Blocking
     body = {"holdfast_needed": needed, "__module__": kind.__module__, "__hash__": kind.__hash__}
     return type(kind.__name__, (ours, kind), body)
 
@@ -127,7 +133,8 @@ def bounded_retry(retry: Any, needed: Duration) -> Any:
     if isinstance(retry, _Blocking | _OnLoop):
         retry = plain_retry(retry)
     made = copy.copy(retry)
-    made.__class__ = _variant(type(retry), needed)
+    kind: Any = type(retry)
+    made.__class__ = _variant(kind, needed)
     return made
 
 
@@ -136,5 +143,6 @@ def plain_retry(retry: Any) -> Any:
     if not isinstance(retry, _Blocking | _OnLoop):
         return retry
     made: Any = copy.copy(retry)
-    made.__class__ = type(retry).__bases__[1]
+    kind: Any = type(retry)
+    made.__class__ = kind.__bases__[1]
     return made
