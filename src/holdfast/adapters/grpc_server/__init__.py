@@ -20,7 +20,18 @@ from __future__ import annotations
 
 from holdfast.adapters.grpc_server.calls import GrpcCalls
 from holdfast.adapters.grpc_server.carrier import GrpcCarrier
+from holdfast.adapters.grpc_server.feed import GrpcHealthFeed
 from holdfast.adapters.grpc_server.server import GrpcHealth, GrpcServer
+from holdfast.adapters.grpc_server.stops import stop_begun, stopping
 from holdfast.adapters.grpc_server.threads import GrpcThreadCarrier
 
-__all__ = ["GrpcCalls", "GrpcCarrier", "GrpcHealth", "GrpcServer", "GrpcThreadCarrier"]
+__all__ = [
+    "GrpcCalls",
+    "GrpcCarrier",
+    "GrpcHealth",
+    "GrpcHealthFeed",
+    "GrpcServer",
+    "GrpcThreadCarrier",
+    "stop_begun",
+    "stopping",
+]

@@ -1,9 +1,9 @@
-"""grpc.aio, embedded: the life of its server. Deadlines and identity are carried elsewhere.
+"""The life of a server of grpc.aio, as a component of a host.
 
-    calls = GrpcCalls()
-    server = grpc.aio.server(interceptors=[calls])
+    carrier = GrpcCarrier()
+    server = grpc.aio.server(interceptors=[carrier])
     health = grpc_health.v1.health.aio.HealthServicer()     # where grpcio-health-checking is there
-    host.add("grpc", GrpcServer(server, calls=calls, health=health))
+    host.add("grpc", GrpcServer(server, calls=carrier, health=health))
 
 gRPC has no signal handling and a stop of its own: two GOAWAYs, then what is in flight until the
 grace is over. It loses calls in two ways.
@@ -17,6 +17,9 @@ client has read them. When the client sends anything meanwhile (a window update 
 is told to reset the connection, and throws away what was not read yet: on two busy cores, 17 of
 2,400 calls that were answered in full. So with `calls` the server stops only when nothing is in
 flight: an idle connection is closed when its client has answered a ping, and so read everything.
+
+Handlers of streams are told as soon as the stop begins (`stop_begun`). What is in flight at the end
+of the drain is cut with the cause `shutdown`, and answered UNAVAILABLE, before the server goes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from holdfast.runtime.tasks import aside
 __all__ = ["GrpcHealth", "GrpcServer"]
 
 _LATE: Final[Duration] = 0.2
-"""Seconds of the drain that are left for what is cancelled."""
+"""Seconds of the drain that are left for what is cut: to end, and to be answered. And as many again
+for what even then does not end, and is cancelled by grpc."""
 
 _FLUSH: Final[Duration] = 0.1
 """Seconds between the end of the last handler and the GOAWAY."""
@@ -94,6 +98,8 @@ class GrpcServer:
         if self._begun is None:
             self._begun = driver_of(asyncio.get_running_loop()).now()
             self._bell = Bell()
+            if self._calls is not None:
+                self._calls.announce()
             if self._health is not None:
                 await self._health.enter_graceful_shutdown()
             self._say("announce", "NOT_SERVING" if self._health is not None else "nobody is told")
@@ -108,16 +114,25 @@ class GrpcServer:
         if not self._hurried and now() < until:
             await self._bell.wait(until)
         self._say("lame_duck_over", "new calls are refused")
-        if self._calls is not None and not self._hurried:
-            self._bell = idle = Bell()
-            self._calls.close(idle.ring)
-            await idle.wait(deadline - _LATE)
-            # A handler that has returned is not an answer that has left.
-            await Bell().wait(min(now() + _FLUSH, deadline - _LATE))
+        if self._calls is not None:
+            await self._empty(self._calls, deadline)
         self._stopping = True
         grace = 0.0 if self._hurried else max(0.0, deadline - _LATE - now())
         await self._server.stop(grace)
         self._say("done", "")
+
+    async def _empty(self, calls: GrpcCalls, deadline: Instant) -> None:
+        """Turn new calls away, and let go of those that are in flight."""
+        now = driver_of(asyncio.get_running_loop()).now
+        self._bell = idle = Bell()
+        calls.close(idle.ring)
+        if calls.in_flight and not self._hurried:
+            await idle.wait(deadline - 2 * _LATE)
+        if calls.in_flight and (found := calls.cut()):
+            self._say("deadline", f"{found} calls are cut")
+            await idle.wait(min(now() + _LATE, deadline - _LATE))
+        # A handler that has returned is not an answer that has left.
+        await Bell().wait(min(now() + _FLUSH, deadline - _LATE))
 
     async def wait(self) -> None:
         """Return when the server has stopped by itself."""
