@@ -89,10 +89,13 @@ def frames_of(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
 
 
 def _generator_behind(awaitable: Any) -> Any:
-    """The async generator that an `asend`, `athrow` or `anext` object drives; none for others.
+    """The async generator that an `asend`, `athrow` or `anext` object drives, or the coroutine that
+    was awaited by Cython (grpc is written in it); none for others.
 
     Those objects have no attribute that leads on, so the garbage collector is asked.
     """
+    if type(awaitable).__name__ == "coroutine_wrapper":
+        return next((i for i in gc.get_referents(awaitable) if asyncio.iscoroutine(i)), None)
     for _ in range(2):
         if not type(awaitable).__name__.startswith(("async_generator_", "anext_")):
             return None
