@@ -72,7 +72,7 @@ async def test_every_way_to_send_a_statement_tells_the_server(postgres: Postgres
         async for (value,) in connection.cursor(TOLD):
             seen.append(value)
         cursor = await connection.cursor(TOLD)
-        seen.append((await cursor.fetchrow())[0])
+        seen += [row[0] for row in await cursor.fetch(1)]
     seen += [row["t"] for row in await connection.fetch("TABLE seen")]
     await connection.close()
     assert len(seen) == 9
@@ -193,10 +193,12 @@ async def test_the_deadline_ends_a_statement(postgres: Postgres, inner: bool) ->
     begun = asyncio.get_running_loop().time()
     with pytest.raises(holdfast.DeadlineExceeded) as caught:  # noqa: PT012
         async with holdfast.timeout(0.3):
+            task = asyncio.create_task(connection.fetch("SELECT pg_sleep(61)"))
             if inner:
-                await asyncio.create_task(connection.fetch("SELECT pg_sleep(61)"))
+                await asyncio.sleep(0.01)
             else:
-                await connection.fetch("SELECT pg_sleep(61)")
+                await task
+        await task
     assert asyncio.get_running_loop().time() - begun < ENDED
     assert not inner or isinstance(caught.value, asyncpg.QueryCanceledError)
     await none_at_work(postgres, "pg_sleep(61)")
@@ -208,9 +210,11 @@ async def test_the_deadline_ends_a_statement(postgres: Postgres, inner: bool) ->
 async def test_the_end_by_the_server_is_told_as_a_deadline(postgres: Postgres) -> None:
     """Whoever catches asyncpg's error sees it too, and the cause says where."""
     connection = await connect(postgres.dsn())
-    with pytest.raises(asyncpg.QueryCanceledError) as caught:
+    with pytest.raises(asyncpg.QueryCanceledError) as caught:  # noqa: PT012
         async with holdfast.timeout(0.2, name="report"):
-            await asyncio.create_task(connection.fetch("SELECT pg_sleep(62)"))
+            task = asyncio.create_task(connection.fetch("SELECT pg_sleep(62)"))
+            await asyncio.sleep(0.01)
+        await task
     assert isinstance(caught.value, holdfast.DeadlineExceeded)
     error: Any = caught.value
     assert error.sqlstate == "57014"

@@ -15,8 +15,7 @@ import asyncpg
 from asyncpg.protocol.protocol import Protocol
 
 from holdfast.adapters.asyncpg.errors import Statement
-from holdfast.adapters.asyncpg.messages import ANSWERS_OF_PREFIX, SYNC
-from holdfast.adapters.asyncpg.replies import Answer
+from holdfast.adapters.asyncpg.messages import SYNC
 from holdfast.adapters.asyncpg.statements import Kind, kind_of
 from holdfast.adapters.asyncpg.telling import Telling
 from holdfast.domain.cause import CauseKind
@@ -112,7 +111,6 @@ class Bounding(Telling):
             return await operation(timeout)
         statement = Statement(kind.name)
         self.busy = True
-        prefix: Answer | None = None
         try:
             if statement.limit != NEVER:
                 if not (kind.commits or kind.rolls_back):
@@ -120,14 +118,14 @@ class Bounding(Telling):
                 timeout = self._within(statement, timeout)
             if self.base is None or self.unsettled or self._is_cancelling():
                 await self._ready(statement)
-            prefix = self.tell(statement, kind, follows=follows)
+            self.tell(statement, kind, follows=follows)
             result = await operation(timeout)
         except asyncio.CancelledError:
             self.unsettled, self.ahead = True, 0
             raise
         except Exception as exc:
             self.unsettled = True
-            self._close_prefix(prefix)
+            self._close_prefix(exc)
             error = self._told(statement, exc) if isinstance(exc, _LATE) else exc
             if error is exc:
                 raise
@@ -154,18 +152,13 @@ class Bounding(Telling):
         left = max(0.001, statement.left)
         return min(left, timeout) if isinstance(timeout, int | float) else left
 
-    def _close_prefix(self, prefix: Answer | None) -> None:
-        """Where nothing of its answer has come, nothing followed the prefix: it needs a Sync."""
-        self.ahead = 0
-        if (
-            prefix is None
-            or prefix.types != ANSWERS_OF_PREFIX
-            or prefix not in self.replies.awaited
-        ):
-            return
-        if self.is_connected() and not self._is_cancelling():
+    def _close_prefix(self, exc: Exception) -> None:
+        """Where an operation has failed on our side the prefix has no Sync: it needs one."""
+        ours = getattr(exc, "severity", None) is None
+        if self.ahead and ours and self.is_connected() and not self._is_cancelling():
             self.replies.queried()
             self.wire.write(SYNC)
+        self.ahead = 0
 
     async def _ending(
         self, kind: Kind, operation: Operation, timeout: Any, gone: Any, *, follows: bool

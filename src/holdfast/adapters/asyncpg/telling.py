@@ -88,6 +88,7 @@ class Telling(_Base):
             asked.set_exception(
                 asyncpg.ConnectionDoesNotExistError("connection was closed by the server")
             )
+            asked.exception()  # whoever asked may have gone
         super().connection_lost(exc)
 
     def _answered(self, answer: Answer) -> None:
@@ -117,8 +118,8 @@ class Telling(_Base):
         self.direct = pid == str(self.backend_pid)
         self.knows(self.base)
 
-    def tell(self, statement: Statement, kind: Kind, *, follows: bool) -> Answer | None:
-        """Tell the server how long what comes now may take; a prefix that needs a Sync, if any.
+    def tell(self, statement: Statement, kind: Kind, *, follows: bool) -> None:
+        """Tell the server how long what comes now may take, where it does not know.
 
         Args:
             statement: its bounds.
@@ -128,7 +129,7 @@ class Telling(_Base):
         """
         base = self.base
         if base is None or self.own or kind.rolls_back:
-            return None
+            return
         in_block = self.is_in_transaction()
         if not in_block and (self.in_block or (not self.direct and self.known != base)):
             # What was set in a transaction went with it; whether it was kept is not known.
@@ -138,24 +139,24 @@ class Telling(_Base):
             wish = base or _RESET_NEEDS
         known, ahead = self.known, self.ahead
         if ahead and fits(ahead, wish):
-            return None
+            return
         if not ahead and known is not None and fits(known, wish, brief=kind.brief):
-            return None
+            return
         if not self.is_connected():
-            return None
+            return
         value = rounded(wish, base)
         if self.direct or in_block:
             self.replies.queried()
             self.wire.write(set_for_session(value) if self.direct else set_local(value))
             self.knows(value, in_block=in_block)
-            return None
+            return
         if not kind.data:
-            return None
+            return
         self.ahead = value
         if not follows:
-            return None  # it becomes a part of the text
+            return  # it becomes a part of the text
+        self.replies.prefixed()
         self.wire.write(local_prefix(value))
-        return self.replies.prefixed()
 
     def knows(self, known: int | None, *, in_block: bool = False) -> None:
         """The server has been told `known`; none when that is not sure any more."""
