@@ -49,7 +49,7 @@ class Counting:
 
     @retry.setter
     def retry(self, retry: Any) -> None:
-        self.__dict__["retry"] = bounded_retry(retry, self.holdfast.refuse_below)
+        self.__dict__["retry"] = bounded_retry(retry, self.holdfast)
 
     def admit(self) -> None:
         """Refuse when too little is left.

@@ -6,22 +6,29 @@ connections of a third. What the pool has already is converted, so sessions at t
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-import redis
-import redis.asyncio
+import redis.asyncio as aio_redis
 import redis.asyncio.connection as aio
 import redis.connection as sync
+from redis.client import Redis
+from redis.cluster import RedisCluster
 
-from holdfast.adapters.redis.pipelines import bounded_client, plain_client
-from holdfast.adapters.redis.pools import bounded_class, bounded_pool, plain_class, plain_pool
+from holdfast.adapters.redis.clusters import change_nodes, pools_of_cluster
+from holdfast.adapters.redis.pipelines import bounded_client
+from holdfast.adapters.redis.pools import bounded_class, bounded_pool
 from holdfast.adapters.redis.retrying import bounded_retry, plain_retry
 from holdfast.adapters.redis.settings import KEEP, MARGIN, Settings
+from holdfast.adapters.redis.variants import kind_of, plain
 from holdfast.domain.instant import Duration
 
-__all__ = ["instrument", "uninstrument"]
+__all__ = ["ClientPool", "instrument", "pool_of", "uninstrument"]
 
 C = TypeVar("C")
+
+_CLIENTS: Final[Any] = (Redis, aio_redis.Redis)
+_POOLS: Final[Any] = (sync.ConnectionPool, aio.ConnectionPool)
+_CLUSTERS: Final[Any] = (RedisCluster, aio_redis.RedisCluster)
 
 
 def instrument(
@@ -31,67 +38,119 @@ def instrument(
     margin: Duration = MARGIN,
     keep: Duration = KEEP,
 ) -> C:
-    """Keep a client of redis-py, or a pool of one, within the budget; the same object.
+    """Keep a client of redis-py within what is left; the same object.
+
+    Each command may raise, beside the errors of redis-py:
+
+    - `DeadlineExceeded`, which is a `redis.TimeoutError` too: what was left is spent, or so nearly
+      that a server which waits, as for `BLPOP`, had to stop;
+    - `InsufficientBudget`, likewise: refused before anything was sent;
+    - `OutcomeUnknown`, likewise: a transaction was sent, and the answer to its `EXEC` never came.
+
+    In a coroutine a deadline of a scope around the command ends that scope, as always: by
+    cancelling what runs in it.
+
+    Args:
+        client: a `Redis`, a `RedisCluster` or a pool of connections, for a loop or for threads. All
+            clients of its pool are covered, and all that it makes: pipelines, subscriptions, locks.
+        refuse_below: seconds; a command with less left is refused before anything is sent.
+        margin: seconds by which a command that waits at the server is to end sooner than what is
+            left, so that its answer is here in time.
+        keep: seconds that the answer to a command which was cut may take to come, so that its
+            connection can be used again, behind the back of whoever was cut; 0.0 to close it at
+            once. In threads it is closed always.
 
     Raises:
         TypeError: `client` is something else.
         ValueError: a number of seconds is negative.
     """
-    settings = Settings(refuse_below, margin, keep)
-    subject: Any = client
-    if isinstance(subject, redis.Redis | redis.asyncio.Redis):
-        _change_pool(subject.connection_pool, settings)
-        if subject.connection is not None:
-            _change(subject.connection, settings)
-        subject.__class__ = bounded_client(type(subject))
-    elif isinstance(subject, aio.ConnectionPool | sync.ConnectionPool):
-        _change_pool(subject, settings)
-    else:
-        raise TypeError(f"{client!r} is no client and no pool of redis-py")
+    _change_all(client, Settings(refuse_below, margin, keep))
     return client
 
 
 def uninstrument(client: C) -> C:
     """Undo `instrument`; the same object. One that is not instrumented stays as it is.
 
-    Other clients of the same pool are no longer instrumented either, but for their pipelines.
+    Other clients of the same pool are no longer covered either.
 
     Raises:
         TypeError: `client` is something else.
     """
-    subject: Any = client
-    if isinstance(subject, redis.Redis | redis.asyncio.Redis):
-        _change_pool(subject.connection_pool, None)
-        if subject.connection is not None:
-            _change(subject.connection, None)
-        subject.__class__ = plain_client(type(subject))
-    elif isinstance(subject, aio.ConnectionPool | sync.ConnectionPool):
-        _change_pool(subject, None)
-    else:
-        raise TypeError(f"{client!r} is no client and no pool of redis-py")
+    _change_all(client, None)
     return client
 
 
+def pool_of(client: object) -> ClientPool:
+    """The pools of a client, for `holdfast.lifecycle.current().pool(name, pool_of(client))`.
+
+    Args:
+        client: one that is instrumented; not a cluster for a loop.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    subject: Any = client
+    pools: list[Any]
+    if isinstance(subject, RedisCluster):
+        pools = pools_of_cluster(subject)
+    elif isinstance(subject, _CLIENTS):
+        pools = [subject.connection_pool]
+    else:
+        pools = [subject]
+    if not all(hasattr(pool, "preclean") for pool in pools):
+        raise TypeError(f"{client!r} has no pools that are instrumented")
+    return ClientPool(pools)
+
+
+class ClientPool:
+    """A `holdfast.lifecycle.Pool`; see `pool_of`."""
+
+    def __init__(self, pools: list[Any]) -> None:
+        self._pools = pools
+
+    async def preclean(self, idle: Duration) -> int:
+        """Close what is idle; the others may be idle for `idle` seconds from now on.
+
+        In threads a connection that is given back is closed at once: nobody is there to wait.
+        """
+        closed = 0
+        for pool in self._pools:
+            closed += await pool.preclean(idle)
+        return closed
+
+
+def _change_all(client: object, settings: Settings | None) -> None:
+    subject: Any = client
+    if isinstance(subject, _CLUSTERS):
+        change_nodes(subject, settings, _change_pool, _change)
+    elif isinstance(subject, _POOLS):
+        _change_pool(subject, settings)
+    elif isinstance(subject, _CLIENTS):
+        _change_pool(subject.connection_pool, settings)
+        if subject.connection is not None:
+            _change(subject.connection, settings)
+        kind = kind_of(subject)
+        subject.__class__ = plain(kind) if settings is None else bounded_client(kind, settings)
+    else:
+        raise TypeError(f"{client!r} is no client and no pool of redis-py")
+
+
 def _change_pool(pool: Any, settings: Settings | None) -> None:
-    kind: Any = type(pool)
-    pool.__class__ = plain_pool(kind) if settings is None else bounded_pool(kind, settings)
-    for connection in _connections(pool):
+    kind = kind_of(pool)
+    pool.__class__ = plain(kind) if settings is None else bounded_pool(kind, settings)
+    blocking = getattr(pool, "_connections", None)  # of the one for threads alone
+    if blocking is None:
+        blocking = [*pool._available_connections, *pool._in_use_connections]
+    for connection in blocking:
         _change(connection, settings)
-
-
-def _connections(pool: Any) -> list[Any]:
-    if hasattr(pool, "_connections"):  # of the blocking one for threads
-        return [*pool._connections]
-    return [*pool._available_connections, *pool._in_use_connections]
 
 
 def _change(connection: Any, settings: Settings | None) -> None:
     connection = getattr(connection, "_conn", connection)  # behind a cache
-    kind: Any = type(connection)
-    retry = connection.retry
+    kind = kind_of(connection)
     if settings is None:
-        connection.__class__ = plain_class(kind)
-        connection.__dict__["retry"] = plain_retry(retry)
+        connection.__class__ = plain(kind)
+        connection.retry = plain_retry(connection.retry)
     else:
         connection.__class__ = bounded_class(kind, settings)
-        connection.__dict__["retry"] = bounded_retry(retry, settings.refuse_below)
+        connection.retry = bounded_retry(connection.retry, settings)

@@ -10,11 +10,12 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final
 
-from redis.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.connection import AbstractConnection, Connection, SSLConnection
 from redis.exceptions import RedisError, ResponseError
 
 from holdfast.adapters.redis.counting import Counting
 from holdfast.adapters.redis.errors import Command, named
+from holdfast.adapters.redis.variants import kind_of, opaque, plain
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Trail
@@ -26,10 +27,13 @@ from holdfast.runtime.scope import ambient
 
 __all__ = ["InThread"]
 
-# Ours have the base of theirs, or an object could not change from one to the other.
-_Base: Any = AbstractConnection
+_Base = opaque(AbstractConnection)
 
 _LEAST: Final[Duration] = 0.001
+_SSL: Any = SSLConnection
+_TCP: Any = Connection
+_DIALS: Final = (_TCP._connect, _SSL._connect)
+"""How redis-py dials over TCP. A class that does it in another way goes on to."""
 
 
 class InThread(_Base, Counting):
@@ -55,7 +59,8 @@ class InThread(_Base, Counting):
             return inner._connect()
         own = this.socket_connect_timeout
         left = max(_LEAST, limit - monotonic())
-        if isinstance(self, Connection) and not isinstance(self, UnixDomainSocketConnection):
+        theirs = plain(kind_of(self))
+        if theirs._connect in _DIALS and not this.socket_type:
             return self._dialled(limit, left if own is None else min(own, left))
         this.socket_connect_timeout = left if own is None else min(own, left)
         try:
@@ -163,10 +168,9 @@ class InThread(_Base, Counting):
         inner: Any = super()
         push = kwargs.get("push_request", False)
         self._bind(_limit())
-        sock = self._sock
-        lifted = self.lifted and sock is not None
-        if lifted:
-            sock.settimeout(None)
+        lifted: Any = self._sock if self.lifted else None
+        if lifted is not None:
+            lifted.settimeout(None)
         try:
             response = inner.read_response(*args, **kwargs)
         except ResponseError:
@@ -177,8 +181,8 @@ class InThread(_Base, Counting):
         except RedisError as exc:
             raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
         finally:
-            if lifted and self._sock is not None:
-                self._sock.settimeout(self.socket_timeout)
+            if lifted is not None and self._sock is lifted:
+                lifted.settimeout(self.socket_timeout)
         if not push:
             self.answered()
         return response if self.waited is None else self.not_nothing(response)

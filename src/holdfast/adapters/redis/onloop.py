@@ -19,11 +19,11 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.counting import Counting
+from holdfast.adapters.redis.variants import opaque
 
 __all__ = ["OnLoop"]
 
-# Ours have the base of theirs, or an object could not change from one to the other.
-_Base: Any = AbstractConnection
+_Base = opaque(AbstractConnection)
 
 
 class OnLoop(_Base, Counting):

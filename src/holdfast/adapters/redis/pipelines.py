@@ -7,44 +7,49 @@ came, it may have been done: that is `OutcomeUnknown`, and nobody tries it again
 from __future__ import annotations
 
 import asyncio
-from functools import cache
 from typing import Any
 
-import redis
-import redis.asyncio
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.asyncio.client import Redis as AsyncRedis
+from redis.client import Pipeline, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.errors import Command
+from holdfast.adapters.redis.settings import Settings
+from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError, OutcomeUnknown
 from holdfast.runtime.scope import ambient
 
-__all__ = ["bounded_client", "plain_client"]
+__all__ = ["bounded_client"]
 
 
-# Ours have the base of theirs, or an object could not change from one to the other.
-_AsyncRedis: Any = redis.asyncio.Redis
-_Redis: Any = redis.Redis
-_AsyncPipeline: Any = redis.asyncio.client.Pipeline
-_Pipeline: Any = redis.client.Pipeline
+_AsyncRedis = opaque(AsyncRedis)
+_Redis = opaque(Redis)
+_AsyncPipeline = opaque(AsyncPipeline)
+_Pipeline = opaque(Pipeline)
 
 
 class _OnLoopClient(_AsyncRedis):
     """To be mixed into a client of `redis.asyncio`."""
 
+    holdfast: Settings
+
     def pipeline(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return _bounded(inner.pipeline(*args, **kwargs), _OnLoop)
+        return _bounded(inner.pipeline(*args, **kwargs), _OnLoop, self.holdfast)
 
 
 class _InThreadClient(_Redis):
     """To be mixed into a client of `redis`."""
 
+    holdfast: Settings
+
     def pipeline(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return _bounded(inner.pipeline(*args, **kwargs), _InThread)
+        return _bounded(inner.pipeline(*args, **kwargs), _InThread, self.holdfast)
 
 
 class _OnLoop(_AsyncPipeline):
@@ -135,26 +140,14 @@ def _ended() -> bool:
     return here is not None and (here.reached() is not None or here.remaining() <= 0)
 
 
-def bounded_client(kind: Any) -> Any:
+def bounded_client(kind: Any, settings: Settings) -> Any:
     """The class of clients that is `kind` and ours."""
-    plain = plain_client(kind)
-    return _made(
-        _OnLoopClient if issubclass(plain, redis.asyncio.Redis) else _InThreadClient, plain
-    )
+    theirs = plain(kind)
+    ours: Any = _OnLoopClient if issubclass(theirs, AsyncRedis) else _InThreadClient
+    return variant(ours, theirs, settings)
 
 
-def plain_client(kind: Any) -> Any:
-    """What `bounded_client` was made from."""
-    return kind.__bases__[1] if kind.__bases__[0] in (_OnLoopClient, _InThreadClient) else kind
-
-
-def _bounded(pipeline: Any, ours: Any) -> Any:
-    kind: Any = type(pipeline)
-    pipeline.__class__ = _made(ours, kind)
+def _bounded(pipeline: Any, ours: Any, settings: Settings) -> Any:
+    kind = kind_of(pipeline)
+    pipeline.__class__ = variant(ours, kind, settings)
     return pipeline
-
-
-@cache
-def _made(ours: Any, plain: Any) -> Any:
-    body = {"__module__": plain.__module__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (ours, plain), body)

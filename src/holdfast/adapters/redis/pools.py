@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import copy_context
-from functools import cache
 from queue import Empty
 from typing import Any, Final
 
@@ -23,18 +22,18 @@ from holdfast.adapters.redis.errors import Command
 from holdfast.adapters.redis.inthread import InThread
 from holdfast.adapters.redis.onloop import OnLoop
 from holdfast.adapters.redis.settings import Settings
+from holdfast.adapters.redis.variants import opaque, plain, variant
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.ambient import remaining
 from holdfast.runtime.scope import AMBIENT, ambient
 from holdfast.runtime.tasks import aside
 
-__all__ = ["bounded_class", "bounded_pool", "plain_class", "plain_pool"]
+__all__ = ["bounded_class", "bounded_pool"]
 
-# Ours have the base of theirs, or an object could not change from one to the other.
-_AsyncPool: Any = aio.ConnectionPool
-_SyncPool: Any = sync.ConnectionPool
-_BlockingPool: Any = sync.BlockingConnectionPool
+_AsyncPool = opaque(aio.ConnectionPool)
+_SyncPool = opaque(sync.ConnectionPool)
+_BlockingPool = opaque(sync.BlockingConnectionPool)
 
 _POOL: Final = "a connection of the pool"
 
@@ -53,7 +52,7 @@ class _Pool:
 
     @connection_class.setter
     def connection_class(self, kind: Any) -> None:
-        self.__dict__["connection_class"] = plain_class(kind)
+        self.__dict__["connection_class"] = plain(kind)
 
     def _admit(self) -> None:
         here = ambient()
@@ -283,17 +282,11 @@ async def _tried(work: Awaitable[Any]) -> Exception | None:
     return None
 
 
-@cache
 def bounded_class(kind: Any, settings: Settings) -> Any:
     """The class of connections that is `kind` and ours."""
-    plain = plain_class(kind)
-    ours: Any = OnLoop if issubclass(plain, aio.AbstractConnection) else InThread
-    return _made(ours, plain, settings)
-
-
-def plain_class(kind: Any) -> Any:
-    """What `bounded_class` was made from."""
-    return kind.__bases__[1] if "holdfast" in vars(kind) else kind
+    theirs = plain(kind)
+    ours: Any = OnLoop if issubclass(theirs, aio.AbstractConnection) else InThread
+    return variant(ours, theirs, settings)
 
 
 def bounded_pool(kind: Any, settings: Settings) -> Any:
@@ -302,20 +295,15 @@ def bounded_pool(kind: Any, settings: Settings) -> Any:
     Raises:
         TypeError: it is no class of pools of redis-py.
     """
-    plain = plain_pool(kind)
-    if issubclass(plain, aio.ConnectionPool):
-        return _made(_OnLoop, plain, settings)
-    if issubclass(plain, sync.BlockingConnectionPool):
-        return _made(_Waiting, plain, settings)
-    if issubclass(plain, sync.ConnectionPool):
-        return _made(_InThread, plain, settings)
+    theirs = plain(kind)
+    for base, ours in _KINDS.items():
+        if issubclass(theirs, base):
+            return variant(ours, theirs, settings)
     raise TypeError(f"{kind!r} is no pool of redis-py")
 
 
-plain_pool: Final = plain_class
-
-
-@cache
-def _made(ours: Any, plain: Any, settings: Settings) -> Any:
-    body = {"holdfast": settings, "__module__": plain.__module__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (ours, plain), body)
+_KINDS: Final[dict[Any, Any]] = {
+    aio.ConnectionPool: _OnLoop,
+    sync.BlockingConnectionPool: _Waiting,
+    sync.ConnectionPool: _InThread,
+}

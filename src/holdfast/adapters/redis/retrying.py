@@ -10,27 +10,27 @@ import asyncio
 import copy
 import threading
 from collections.abc import Awaitable, Callable
-from functools import cache
 from typing import Any
 
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
 
 from holdfast.adapters.redis.errors import Command
+from holdfast.adapters.redis.settings import Settings
+from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration
 
 __all__ = ["bounded_retry", "plain_retry"]
 
-# Ours have the base of theirs, or an object could not change from one to the other.
-_Retry: Any = Retry
-_AsyncRetry: Any = AsyncRetry
+_Retry = opaque(Retry)
+_AsyncRetry = opaque(AsyncRetry)
 
 
 class _Blocking(_Retry):
     """To be mixed into a `redis.retry.Retry`."""
 
-    holdfast_needed: Duration = 0.0
+    holdfast: Settings
 
     def call_with_retry(
         self,
@@ -47,16 +47,14 @@ class _Blocking(_Retry):
             try:
                 return do()
             except this._supported_errors as exc:
-                if isinstance(exc, HoldfastError) or not (
-                    is_retryable is None or is_retryable(exc)
-                ):
+                if _final(exc, is_retryable):
                     raise
                 failures += 1
                 _ = fail(exc, failures) if with_failure_count else fail(exc)
                 if 0 <= this._retries < failures:
                     raise
                 pause = this._backoff.compute(failures)
-                _room(pause, self.holdfast_needed, exc)
+                _room(pause, self.holdfast.refuse_below, exc)
             if pause > 0:
                 threading.Event().wait(pause)
 
@@ -64,7 +62,7 @@ class _Blocking(_Retry):
 class _OnLoop(_AsyncRetry):
     """To be mixed into a `redis.asyncio.retry.Retry`."""
 
-    holdfast_needed: Duration = 0.0
+    holdfast: Settings
 
     async def call_with_retry(
         self,
@@ -81,16 +79,14 @@ class _OnLoop(_AsyncRetry):
             try:
                 return await do()
             except this._supported_errors as exc:
-                if isinstance(exc, HoldfastError) or not (
-                    is_retryable is None or is_retryable(exc)
-                ):
+                if _final(exc, is_retryable):
                     raise
                 failures += 1
                 await (fail(exc, failures) if with_failure_count else fail(exc))
                 if 0 <= this._retries < failures:
                     raise
                 pause = this._backoff.compute(failures)
-                _room(pause, self.holdfast_needed, exc)
+                _room(pause, self.holdfast.refuse_below, exc)
             if pause > 0:
                 await asyncio.sleep(pause)
 
@@ -114,35 +110,23 @@ def _room(pause: Duration, needed: Duration, error: Exception) -> None:
         raise refusal from error
 
 
-@cache
-def _variant(kind: Any, needed: Duration) -> Any:
-    ours: Any = _OnLoop if issubclass(kind, AsyncRetry) else _Blocking
-    body = {"holdfast_needed": needed, "__module__": kind.__module__, "__hash__": kind.__hash__}
-    return type(kind.__name__, (ours, kind), body)
-
-
-def bounded_retry(retry: Any, needed: Duration) -> Any:
-    """A copy of `retry` that keeps within the budget.
-
-    Args:
-        retry: of redis-py, of either kind.
-        needed: seconds that an attempt needs at least.
-    """
+def bounded_retry(retry: Any, settings: Settings) -> Any:
+    """A copy of `retry`, of either kind, that keeps within the budget."""
     if retry is None:
         return None
-    if isinstance(retry, _Blocking | _OnLoop):
-        retry = plain_retry(retry)
+    kind = kind_of(retry)
+    theirs = plain(kind)
+    ours: Any = _OnLoop if issubclass(theirs, AsyncRetry) else _Blocking
     made = copy.copy(retry)
-    kind: Any = type(retry)
-    made.__class__ = _variant(kind, needed)
+    made.__class__ = variant(ours, theirs, settings)
     return made
 
 
 def plain_retry(retry: Any) -> Any:
     """What `bounded_retry` was made from."""
-    if not isinstance(retry, _Blocking | _OnLoop):
-        return retry
-    made: Any = copy.copy(retry)
-    kind: Any = type(retry)
-    made.__class__ = kind.__bases__[1]
+    if retry is None:
+        return None
+    kind = kind_of(retry)
+    made = copy.copy(retry)
+    made.__class__ = plain(kind)
     return made
