@@ -44,7 +44,7 @@ def options(driver: str) -> dict[str, Any]:
         arguments = {"application_name": NAME}
         if held:
             module = import_module("holdfast.adapters.psycopg")
-            arguments["async_creator_fn"] = module.AsyncHeldConnection.connect
+            arguments["async_creator_fn"] = module.AsyncConnection.connect
     return {"connect_args": arguments}
 
 
@@ -69,7 +69,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-DRIVERS = ["asyncpg", "psycopg"]
+DRIVERS = ["asyncpg", "psycopg", "asyncpg ours", "psycopg ours"]
 drivers = pytest.mark.parametrize("driver", DRIVERS)
 
 
@@ -93,7 +93,7 @@ async def test_a_statement_ends_with_its_deadline_at_the_server_too(
             assert (await session.execute(text("SELECT 1"))).scalar() == 1
 
 
-@drivers
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_the_server_is_told_what_is_left(postgres: Any, driver: str) -> None:
     asked = text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
     async with engine_for(postgres, driver) as engine:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 import holdfast
 from holdfast.domain.errors import OutcomeUnknown
-from tests.adapters.test_sqlalchemy import NAME, engine_for, until
+from tests.adapters.test_sqlalchemy import NAME, drivers, engine_for, until
 
 pytestmark = [
     pytest.mark.real_time,
@@ -124,7 +124,7 @@ async def pool_is_whole(server: Any, engine: AsyncEngine, size: int) -> None:
     await until(lambda: not server.ask(busy, NAME), "a backend is at work, or in a transaction")
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@drivers
 @pytest.mark.parametrize("cut", [cut_by_task, cut_by_scope, cut_by_anyio])
 async def test_a_session_may_be_cut_anywhere(postgres: Any, driver: str, cut: Any) -> None:
     postgres.ask("DROP TABLE IF EXISTS sa_life")
@@ -185,12 +185,13 @@ async def storm(server: Any, driver: str, count: int, size: int = 8) -> None:
         await until(lambda: server.backends(NAME) == size, "not the pool's size of backends")
 
 
-async def test_many_cancellations_leave_the_pool_whole(postgres: Any) -> None:
-    await storm(postgres, "asyncpg", 300)
+@drivers
+async def test_many_cancellations_leave_the_pool_whole(postgres: Any, driver: str) -> None:
+    await storm(postgres, driver, 200)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@drivers
 async def test_thousands_of_cancellations_leave_the_pool_whole(postgres: Any, driver: str) -> None:
     await storm(postgres, driver, 5000)

@@ -21,15 +21,15 @@ from typing import Any, Final
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from holdfast.adapters.sqlalchemy.errors import Statement, ours_for
+from holdfast.adapters.sqlalchemy.errors import Statement, ours_behind, ours_for
 from holdfast.domain.cause import CauseKind
-from holdfast.domain.errors import ScopeEnded
+from holdfast.domain.errors import OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import Duration
 from holdfast.runtime.scope import ambient, running_task
 from holdfast.runtime.shield import Shield
 from holdfast.runtime.tasks import aside
 
-__all__ = ["close_within", "commit_within", "rollback_within"]
+__all__ = ["close_within", "commit_by_driver", "commit_within", "rollback_within"]
 
 _DELIVERY: Final[Duration] = 0.05
 """Seconds within which a cancellation that is due is there."""
@@ -71,18 +71,41 @@ def commit_within(grace: Duration, commit: Callable[[Any], Any], name: str, held
         shield.leave(None)
 
 
-def _abandon(name: str, held: Any) -> None:
-    """Nothing is waited for any more, and the cancellation that waited outside comes here.
+def commit_by_driver(commit: Callable[[Any], Any], name: str, held: Any) -> None:
+    """Commit, where the driver bounds it by itself.
 
-    Else it would come in the clean-up of a session, and its error take the place of ours.
+    Raises:
+        OutcomeUnknown: see `commit_within`.
     """
+    bounds = Statement("COMMIT")
+    try:
+        commit(held)
+    except asyncio.CancelledError as exc:
+        _abandon(name, held)
+        raise _unknown(bounds) from exc
+    except Exception as exc:
+        if isinstance(ours_behind(exc), OutcomeUnknown):
+            _let_come()
+        raise
+
+
+def _abandon(name: str, held: Any) -> None:
+    """Nothing is waited for any more."""
     driver = held.driver_connection
     if name == "asyncpg":
         driver.terminate()
     elif name == "psycopg_async":
         await_only(driver.close())
+    _let_come()
+
+
+def _let_come() -> None:
+    """A cancellation that waited outside of a shield comes here.
+
+    Else it would come in the clean-up of a session, and its error take the place of ours.
+    """
     here = ambient()
-    if here is not None and here.reached() is not None:
+    if here is not None and in_greenlet() and here.reached() is not None:
         with suppress(asyncio.CancelledError):
             await_only(asyncio.sleep(_DELIVERY))
 

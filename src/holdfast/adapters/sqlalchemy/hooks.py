@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 from sqlalchemy import event
 
-from holdfast.adapters.sqlalchemy.endings import close_within, commit_within, rollback_within
+from holdfast.adapters.sqlalchemy.endings import (
+    close_within,
+    commit_by_driver,
+    commit_within,
+    rollback_within,
+)
 from holdfast.adapters.sqlalchemy.errors import (
     Statement,
     is_server_timeout,
@@ -39,6 +45,9 @@ _COVERED: Final = (
     "do_close",
     "do_terminate",
 )
+_IDLE: Final = 0
+_USABLE: Final = frozenset({_IDLE, 2, 3})
+"""Of libpq's transaction status: idle, in a transaction, or in one that has failed."""
 _NAME: Final = 48
 _SLACK: Final[Duration] = 0.05
 
@@ -98,6 +107,7 @@ class Hooks:
             ("do_execute_no_params", self._do_execute_no_params),
             ("do_connect", self._do_connect),
             ("handle_error", self._handle_error),
+            ("checkin", self._checkin),
         ]
 
     # -- statements ------------------------------------------------------------------------------
@@ -118,7 +128,17 @@ class Hooks:
 
     def _do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any) -> bool:
         self._bounded(cursor, statement, context, many=True)
-        return False
+        if self._driver != "psycopg2" or self._server is None or ambient() is None:
+            return False
+        # One command for each set of them, and the server would bound each by itself.
+        sets = self._while_left(cursor, statement, parameters, context)
+        self.dialect.do_executemany(cursor, statement, sets, context)
+        return True
+
+    def _while_left(self, cursor: Any, statement: Any, sets: Any, context: Any) -> Iterator[Any]:
+        for one in sets:
+            self._bounded(cursor, statement, context, many=True)
+            yield one
 
     def _bounded(self, cursor: Any, statement: Any, context: Any, *, many: bool) -> Any:
         """The statement as it is to be executed, when it may begin and its bounds are set."""
@@ -138,20 +158,10 @@ class Hooks:
             if bounds is not None:
                 state.now, state.limit = bounds.now, bounds.limit
             self._progress.arm(state, held, left)
-        elif self._server is not None and not self._sees_to_it(held):
+        elif self._server is not None and not state.by_driver and not _autocommits(held):
             alone = many or getattr(cursor, "name", None) is not None
             return self._server.arm(state, held, left, statement, alone)
         return statement
-
-    def _sees_to_it(self, held: Any) -> bool:
-        if getattr(held.driver_connection, "bounds_statements", False):
-            return True
-        plain = held.dbapi_connection
-        return (
-            plain.autocommit is True
-            if hasattr(plain, "autocommit")
-            else plain.isolation_level == "autocommit"
-        )
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -180,6 +190,20 @@ class Hooks:
         else:
             close_within(self._grace, close, self._driver, connection)
 
+    def _checkin(self, connection: Any, record: Any) -> None:
+        """What comes back to the pool closed, or in the middle of something, does not stay."""
+        if connection is None:
+            return
+        driver: Any = record.driver_connection
+        if self._driver == "asyncpg":
+            sound = not driver.is_closed()
+        elif self._driver in ("psycopg", "psycopg_async"):
+            sound = driver.pgconn.transaction_status == _IDLE
+        else:
+            return
+        if not sound:
+            record.invalidate()
+
     # -- transactions ----------------------------------------------------------------------------
 
     def _do_begin(self, held: Any) -> None:
@@ -194,7 +218,9 @@ class Hooks:
         state = state_of(held)
         Statement("COMMIT").admit()
         state.committing = True
-        if self._is_async:
+        if state.by_driver:
+            commit_by_driver(self._commit, self._driver, held)
+        elif self._is_async:
             commit_within(self._commit_grace, self._commit, self._driver, held)
         else:
             self._commit(held)
@@ -207,7 +233,7 @@ class Hooks:
     def _do_rollback(self, held: Any) -> None:
         state = state_of(held)
         state.told, state.limit, state.here = None, NEVER, None
-        if self._is_async:
+        if self._is_async and not state.by_driver:
             rollback_within(self._grace, self._rollback, held)
         else:
             self._rollback(held)
@@ -257,8 +283,9 @@ class Hooks:
         if reached is not None and reached.kind is not CauseKind.DEADLINE and server:
             return ours_for(_Ended(bounds.cause("interrupted", kind=reached.kind)), theirs)
         slack = _SLACK + 0.1 * max(0.0, bounds.limit - here.opened_at) if server else 0.0
-        connecting = context.connection is None and not server
-        if bounds.left > slack or not (server or connecting):
+        # A connection that is lost then was given up for it, or could not be made in time.
+        lost = context.connection is None or context.is_disconnect
+        if bounds.left > slack or not (server or lost):
             return None
         if theirs is None:
             return bounds.over(str(error))
@@ -276,7 +303,7 @@ class Hooks:
         if self._progress is not None:
             state.cut = True  # the rollback waits behind it
             return True
-        return getattr(held.driver_connection, "bounds_statements", False) and self._is_usable(held)
+        return state.by_driver and self._is_usable(held)
 
     def _is_usable(self, held: Any) -> bool:
         if held is None:
@@ -288,8 +315,7 @@ class Hooks:
             known = held.dbapi_connection._transaction is not None
             return known or not driver.is_in_transaction()
         if self._driver in ("psycopg", "psycopg_async"):
-            # Of libpq: idle, in a transaction, or in one that has failed.
-            return driver.pgconn.transaction_status in (0, 2, 3)
+            return driver.pgconn.transaction_status in _USABLE
         return True
 
 
@@ -299,3 +325,10 @@ class _Ended(ScopeEnded):
 
 def _name(statement: Any) -> str:
     return " ".join(str(statement)[:_NAME].split())
+
+
+def _autocommits(held: Any) -> bool:
+    plain = held.dbapi_connection
+    if hasattr(plain, "autocommit"):
+        return bool(plain.autocommit)
+    return bool(plain.isolation_level == "autocommit")

@@ -30,10 +30,12 @@ class State:
         busy: seconds that a lock is waited for now (SQLite); none while that is not known.
         patience: seconds that the application wants a lock to be waited for (SQLite).
         committing: a commit is under way.
+        by_driver: the driver keeps deadlines by itself.
     """
 
     __slots__ = (
         "busy",
+        "by_driver",
         "committing",
         "cut",
         "here",
@@ -44,7 +46,8 @@ class State:
         "told",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, driver: Any) -> None:
+        self.by_driver: bool = getattr(driver, "bounds_statements", False)
         self.told: int | None = None
         self.own: int | None = None
         self.limit: Instant = NEVER
@@ -69,5 +72,5 @@ def state_of(held: Any) -> State:
         info = held._connection_record.info
     state = info.get(_KEY)
     if state is None:
-        state = info[_KEY] = State()
+        state = info[_KEY] = State(held.driver_connection)
     return state
