@@ -402,7 +402,7 @@ def test_quit_dumps_everybody_and_ends(home: Home) -> None:
     for worker in workers:
         # The supervisor tells it to stop as well, which may be heard in between.
         own = [(r.kind, r.subject) for r in records if r.pid == worker]
-        assert ("signal.received", "SIGQUIT") in own
+        assert ("signal.received", "SIGQUIT") in own, f"{own}\n{served.log()}"
         assert own[-2:] == [("dump.written", "stacks"), ("process.ended", "quit")]
 
 
