@@ -16,6 +16,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +30,7 @@ from holdfast.domain.context import Carried, Identity
 from holdfast.domain.phases import DEFAULT_SHARES, Ended, Phase, Shares, Trail
 from holdfast.domain.wire.budget import budget_headers
 from holdfast.domain.wire.problem import CAUSE_HEADER, encode_cause_header
+from holdfast.domain.wire.richstatus import DETAILS_KEY, encode_status
 from holdfast.domain.wire.settings import WireSettings
 from holdfast.runtime.ambient import use
 
@@ -73,9 +76,14 @@ class Server:
         return b"slept"
 
     async def fail(self, request: bytes, context: Any) -> bytes:
-        code, _, cause = request.decode().partition(" ")
-        context.set_trailing_metadata(((CAUSE_HEADER, cause),) if cause else (("x", "y"),))
-        await context.abort(grpc.StatusCode[code], "as asked")
+        code, _, cause = request.partition(b" ")
+        how: Any = (("x", "y"),)
+        if cause.startswith(b"\x08"):
+            how = ((DETAILS_KEY, cause),)
+        elif cause:
+            how = ((CAUSE_HEADER, cause.decode()),)
+        context.set_trailing_metadata(how)
+        await context.abort(grpc.StatusCode[code.decode()], "as asked")
         raise AssertionError
 
     async def ticks(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -496,6 +504,48 @@ async def test_a_deadline_of_the_server_is_ours_when_it_says_so() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as plain:
             await orders.fail(told)
     assert not isinstance(plain.value, holdfast.DeadlineExceeded)
+
+
+@real_loop
+async def test_a_rich_status_says_more_than_the_line() -> None:
+    stock = Cause(CauseKind.DEADLINE, "sql", "stock", 0.0, 0.4, 0.4)
+    below = Cause(CauseKind.DEADLINE, "Orders/Get", "", 1.0, 0.5, 0.5, "slow disk", (stock,))
+    async with shop() as (_, orders, _channel), holdfast.timeout(20.0):
+        with pytest.raises(holdfast.DeadlineExceeded) as caught:
+            await orders.fail(b"DEADLINE_EXCEEDED " + encode_status(4, "as asked", below))
+        (found,) = caught.value.cause.below
+        assert (found.scope, found.hop, found.detail) == ("Orders/Get", "orders", "slow disk")
+        assert caught.value.cause.origin.hop == "stock"
+        assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
+        # Another end than that of the deadline stays what it is, and its cause is told.
+        gone = Cause(CauseKind.SHUTDOWN, "Orders/Get", "orders", 1.0, 0.5, 0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as plain:
+            await orders.fail(b"UNAVAILABLE " + encode_status(14, "as asked", gone))
+    assert type(plain.value) is grpc.aio.AioRpcError
+    assert any("the process is shutting down" in note for note in plain.value.__notes__)
+
+
+@real_loop
+async def test_the_names_of_other_servers_stay_what_they_are() -> None:
+    status = status_pb2.Status(code=9, message="as asked")
+    info = error_details_pb2.ErrorInfo(reason="STOCKOUT", domain="shop.example")
+    status.details.add().Pack(info)
+    observer = Kept()
+    async with shop(observer=observer) as (_, orders, _channel), holdfast.timeout(20.0):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await orders.fail(b"FAILED_PRECONDITION " + status.SerializeToString())
+    assert type(caught.value) is grpc.aio.AioRpcError
+    assert await _read_by_grpc_status(caught.value) == info
+    said = "FAILED_PRECONDITION: as asked (STOCKOUT of shop.example)"
+    assert observer.trail.steps[-1].detail == said
+    assert any(said in note for note in caught.value.__notes__)
+
+
+async def _read_by_grpc_status(error: grpc.aio.AioRpcError) -> Any:
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info
 
 
 @both_loops

@@ -23,7 +23,7 @@ A call that nobody awaits or reads, and that ends by itself, is not told to an o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -40,6 +40,11 @@ from holdfast.ports.trails import TrailObserver
 from holdfast.runtime.outbound import Options, Outbound
 
 __all__ = ["Keepalive", "open_channel", "open_sync_channel"]
+
+# With a table, grpc sends the index of a time-out that it has sent before in place of one that is
+# up to 3 % shorter: of 30 s it tells a server that is called a little later 0.9 s too much
+# (TimeoutCompressorImpl::EncodeWith in hpack_encoder.cc). Costs 2 % of a short call.
+_EXACT: Final = ("grpc.http2.hpack_table_size.encoder", 0)
 
 
 def open_channel(
@@ -150,4 +155,6 @@ def open_sync_channel(
 def _every(
     options: Sequence[tuple[str, Any]], keepalive: Keepalive | None
 ) -> tuple[tuple[str, Any], ...]:
-    return (*(() if keepalive is None else keepalive.client_options()), *options)
+    ours = (_EXACT, *(() if keepalive is None else keepalive.client_options()))
+    given = {name for name, _ in options}
+    return (*(pair for pair in ours if pair[0] not in given), *options)
