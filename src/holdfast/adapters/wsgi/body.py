@@ -100,7 +100,8 @@ class Body:
         exchange = self._exchange
         if self._parts is None:  # it has begun by `write`
             self._parts = iter(self._inner)
-        exchange.touch()
+        if exchange.streams:
+            exchange.touch()
         self._look()
         try:
             part = next(self._parts)

@@ -56,21 +56,21 @@ class WireKeys:
 
     def __init__(self, wire: WireSettings, codec: InboundCodec) -> None:
         budgets = {name for name, _ in wire.headers.inbound}
-        self._keys = tuple(
-            (environ_key(name.decode("latin-1")), name, name in budgets) for name in codec.names
-        )
+        self._keys = {
+            environ_key(name.decode("latin-1")): (name, name in budgets) for name in codec.names
+        }
 
     def read(self, environ: Environ) -> list[tuple[bytes, bytes]]:
         """Those that a request has, names in lower case."""
         found: list[tuple[bytes, bytes]] = []
-        for key, name, budget in self._keys:
-            if key in environ:
-                value: bytes = environ[key].encode("latin-1", "replace")
-                if budget and b"," in value:
-                    # It came several times; a server makes one line of them.
-                    found += [(name, part.strip()) for part in value.split(b",")]
-                else:
-                    found.append((name, value))
+        for key in self._keys.keys() & environ.keys():
+            name, budget = self._keys[key]
+            value: bytes = environ[key].encode("latin-1", "replace")
+            if budget and b"," in value:
+                # It came several times; a server makes one line of them.
+                found += [(name, part.strip()) for part in value.split(b",")]
+            else:
+                found.append((name, value))
         return found
 
 

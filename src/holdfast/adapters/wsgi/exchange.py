@@ -117,7 +117,7 @@ class Exchange(Served):
     @property
     def late(self) -> bool:
         """Whether the limit is spent and the client has not got everything."""
-        return self.scope.limit <= self.now() and not self._complete
+        return not self._complete and self.scope.limit <= self.now()
 
     # -- what the application calls --------------------------------------------------------------
 
