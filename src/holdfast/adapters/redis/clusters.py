@@ -44,8 +44,8 @@ def change_nodes(
             for connection in node._connections:
                 change(connection, settings)
         return
-    made_before: dict[str, Any] = vars(nodes)
-    made_before.pop(_MAKE, None)
+    if _MAKE in vars(nodes):
+        del nodes.create_redis_node
     if settings is not None:
         inner = nodes.create_redis_node
 

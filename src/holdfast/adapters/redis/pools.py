@@ -21,9 +21,10 @@ from redis.exceptions import RedisError
 from holdfast.adapters.redis.errors import Command
 from holdfast.adapters.redis.inthread import InThread
 from holdfast.adapters.redis.onloop import OnLoop
+from holdfast.adapters.redis.retrying import UNTIL
 from holdfast.adapters.redis.settings import Settings
 from holdfast.adapters.redis.variants import opaque, plain, variant
-from holdfast.domain.errors import HoldfastError
+from holdfast.domain.errors import HoldfastError, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.ambient import remaining
 from holdfast.runtime.scope import AMBIENT, ambient
@@ -36,6 +37,7 @@ _SyncPool = opaque(sync.ConnectionPool)
 _BlockingPool = opaque(sync.BlockingConnectionPool)
 
 _POOL: Final = "a connection of the pool"
+_CONNECTING: Final = "connecting"
 
 
 class _Pool:
@@ -122,11 +124,16 @@ class _OnLoop(_AsyncPool, _Pool):
             await inner.ensure_connection(connection)
             return
         context = copy_context()
+        here = ambient()
+        context.run(UNTIL.set, NEVER if here is None else here.limit)
         context.run(AMBIENT.set, None)
         connecting = _tried(inner.ensure_connection(connection))
         connection.connecting = aside(connecting, name="redis connect", context=context)
         error = await asyncio.shield(connection.connecting)
         connection.connecting = None
+        if isinstance(error, InsufficientBudget):
+            command = Command(_CONNECTING)
+            raise command.insufficient(command.cause(error.cause.detail)) from error.__cause__
         if error is not None:
             raise error
 
@@ -159,6 +166,10 @@ class _OnLoop(_AsyncPool, _Pool):
             await asyncio.wait(finishing)
             for connection in [*self._unfinished]:  # of tasks that had not begun
                 del self._unfinished[connection]
+                connecting, connection.connecting = connection.connecting, None
+                if connecting is not None:
+                    connecting.cancel()
+                    await asyncio.wait([connecting])
                 await self._give_back(connection)
         await inner.disconnect(inuse_connections)
 

@@ -10,7 +10,8 @@ import asyncio
 import copy
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
@@ -19,9 +20,13 @@ from holdfast.adapters.redis.errors import Command
 from holdfast.adapters.redis.settings import Settings
 from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 
-__all__ = ["bounded_retry", "plain_retry"]
+__all__ = ["UNTIL", "bounded_retry", "plain_retry"]
+
+UNTIL: Final[ContextVar[Instant]] = ContextVar("holdfast.redis", default=NEVER)
+"""Instant at which whoever waits for a connection has to leave. What connects may go on then, but
+begins nothing new."""
 
 _Retry = opaque(Retry)
 _AsyncRetry = opaque(AsyncRetry)
@@ -102,12 +107,13 @@ def _room(pause: Duration, needed: Duration, error: Exception) -> None:
         InsufficientBudget: less is left than the pause and the attempt need.
     """
     command = Command("another attempt")
-    if command.limit == NEVER:
-        return
-    try:
-        command.admit(max(0.0, pause) + needed)
-    except HoldfastError as refusal:
-        raise refusal from error
+    until = min(command.limit, UNTIL.get())
+    left, needs = until - command.now(), max(0.0, pause) + needed
+    if left <= 0 or left < needs:
+        detail = f"not begun, {format_duration(max(0.0, left))} left"
+        if needs > 0:
+            detail += f", {format_duration(needs)} needed"
+        raise command.insufficient(command.cause(detail)) from error
 
 
 def bounded_retry(retry: Any, settings: Settings) -> Any:
