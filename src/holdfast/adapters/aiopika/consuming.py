@@ -35,6 +35,7 @@ from holdfast.domain.tree import Outcome
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
 from holdfast.runtime.ambient import shield
 from holdfast.runtime.carry import Received, extract
+from holdfast.runtime.clock import fresh_span_id
 from holdfast.runtime.tasks import TaskGroup, tasks
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Consumer:
         self._group: TaskGroup | None = None
         self._context: contextvars.Context | None = None
         self._over: asyncio.Future[None] | None = None
+        self._stopped = False
         self._open: set[Received] = set()
 
     async def run(self) -> None:
@@ -125,15 +127,20 @@ class Consumer:
         if self._group is not None:
             raise UsageError(f"consumer '{self.name}' runs already")
         channel = self._queue.channel
-        await channel.set_qos(prefetch_count=self._prefetch)
         self._over = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            self._over.set_result(None)
         closed = cast("asyncio.Future[Any]", channel.closed())  # it says less than it gives
         try:
             async with tasks(f"consume {self.name}") as self._group:
                 self._context = contextvars.copy_context()
                 channel.close_callbacks.add(self._lost)
-                tag = await self._queue.consume(self._arrived)
+                tag = f"holdfast.{fresh_span_id()}"
                 try:
+                    # A question to the broker that is cut costs aio-pika the channel.
+                    async with shield(self._grace, name="begin consuming"):
+                        await channel.set_qos(prefetch_count=self._prefetch)
+                        await self._queue.consume(self._arrived, consumer_tag=tag)
                     await asyncio.wait([self._over, closed], return_when="FIRST_COMPLETED")
                 finally:
                     if not closed.done():
@@ -144,11 +151,16 @@ class Consumer:
             lost = closed.done() and not self._over.done()
             closed.cancel()
             self._group = self._over = None
+            self._stopped = False
         if lost:
             raise ConnectionError(f"consumer '{self.name}': its channel was closed")
 
     async def stop(self) -> None:
-        """Take nothing new; `run` returns when what is being handled has ended."""
+        """Take nothing new; `run` returns when what is being handled has ended.
+
+        Where it does not run yet, it returns as soon as it does.
+        """
+        self._stopped = True
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
 
