@@ -312,8 +312,8 @@ class Hooks:
         if self._driver == "asyncpg":
             if driver.is_closed():
                 return False
-            known = held.dbapi_connection._transaction is not None
-            return known or not driver.is_in_transaction()
+            # Else a BEGIN was cut, of which nobody knows whether it was done.
+            return held.dbapi_connection._transaction is not None or _autocommits(held)
         if self._driver in ("psycopg", "psycopg_async"):
             return driver.pgconn.transaction_status in _USABLE
         return True
