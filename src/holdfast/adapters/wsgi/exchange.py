@@ -158,11 +158,13 @@ class Exchange(Served):
 
     def instead(self) -> Cause | None:
         """Why this response must not begin, if so."""
+        if self._status.startswith("5"):
+            told = self._failure or self.noted
+            if told is not None:
+                return told
         now = self.now()
         if self.scope.limit <= now:
             return self.scope.cause_of(CauseKind.DEADLINE, now, "noticed when the response began")
-        if self._status.startswith("5"):
-            return self._failure or self.noted
         return None
 
     def begin(self) -> None:
