@@ -12,7 +12,6 @@ drivers that see to it by themselves. A bound that the server has of its own is 
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 from holdfast.adapters.sqlalchemy.state import State
@@ -56,7 +55,7 @@ class ServerTimeout:
             state.own = self._asked(held)
         own = wanted = state.own
         if left != NEVER:
-            ms = max(1, math.ceil(left * 1000))
+            ms = max(1, int(left * 1000))  # never up; and 0 would be no limit
             wanted = min(ms, own) if own else ms
         if _fits(own if state.told is None else state.told, wanted):
             return statement
