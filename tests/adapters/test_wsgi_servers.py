@@ -14,7 +14,7 @@ import pytest
 
 from tests.adapters.asgi_peers import DEADLINE, everything, exactly_one, head, parsed
 from tests.adapters.rude import Rude
-from tests.adapters.wsgi_peers import PATIENCE, Gunicorn, gunicorn
+from tests.adapters.wsgi_peers import PATIENCE, ROOT, Gunicorn, gunicorn
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 
@@ -147,7 +147,9 @@ def test_a_scope_in_the_handler_is_a_504_even_where_a_framework_makes_a_page_of_
 ) -> None:
     status, headers, body = served.ask(f"/{dress}/inner")
     assert status == 504
-    assert json.loads(body)["scope"].endswith("charge")
+    document = json.loads(body)
+    assert document["scope"] == f"GET /{dress}/inner/charge"
+    assert document["hop"] == dress
     assert "deadline-exceeded" not in headers
 
 
@@ -209,6 +211,31 @@ def test_the_answer_to_a_head_request_has_no_body(served: Gunicorn, dress: str) 
     status, headers, body = served.ask(f"/{dress}/sleep/0.1", f"{DEADLINE}: 40", method="HEAD")
     assert (status, body) == (504, b"")
     assert headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("dress", ["flask", "django"])
+def test_a_file_is_sent_as_the_server_sends_files(served: Gunicorn, dress: str) -> None:
+    _, headers, body = served.ask(f"/{dress}/file")
+    whole = (ROOT / "src/holdfast/adapters/wsgi/exchange.py").read_bytes()
+    assert body == whole
+    assert headers["content-length"] == str(len(whole))
+    assert len(headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("dress", ["flask", "django"])
+def test_a_view_that_is_a_coroutine_has_the_context_and_the_limit(
+    served: Gunicorn, dress: str
+) -> None:
+    status, _, body = served.ask(f"/{dress}/async/0", f"{DEADLINE}: 5000", "x-request-id: me")
+    seen = json.loads(body)
+    assert (status, seen["id"]) == (200, "me")
+    assert 4 < seen["left"] < 5
+    began = time.monotonic()
+    status, headers, body = served.ask(f"/{dress}/async/60", f"{DEADLINE}: 100")
+    assert time.monotonic() - began < ENDED
+    assert status == 504
+    assert json.loads(body)["scope"] == f"GET /{dress}/async/60/view"
+    assert "deadline-exceeded" in headers
 
 
 # -- waiting for a worker -----------------------------------------------------------------------

@@ -11,16 +11,20 @@ Served by a process of a WSGI server: `/flask/...`, `/django/...` and `/plain/..
     /boom               fails
     /drip/N/PAUSE       N parts, with a pause before each but the first
     /big/SIZE           a body of its own length, by a generator
+    /file               a file, as the server sends files
+    /async/SECONDS      a coroutine that sleeps in a scope
     /counts             what the middleware has counted, and which views began
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import django
@@ -29,7 +33,7 @@ import httpx
 import requests
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.urls import path as route
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -62,6 +66,7 @@ client = instrument_httpx(httpx.Client(trust_env=False), service="orders")
 
 begun: list[str] = []
 LONG = 65_536
+FILE = Path(__file__).parents[2] / "src/holdfast/adapters/wsgi/exchange.py"
 
 Answer = tuple[str | Iterator[bytes], dict[str, str]]
 
@@ -122,6 +127,12 @@ def _big(rest: str) -> Answer:
     }
 
 
+async def _view(rest: str) -> str:
+    async with holdfast.scope("view"):
+        await asyncio.sleep(float(rest))
+    return str(_context("")[0])
+
+
 DO: dict[str, Callable[[str], Answer]] = {
     "context": _context,
     "requests": lambda rest: (session.get(f"{UPSTREAM}/{rest}").text, {}),
@@ -153,6 +164,16 @@ flask_app.wsgi_app = of_flask = HoldfastMiddleware(  # type: ignore[method-assig
 )
 
 
+@flask_app.route("/file")
+def flask_file() -> Any:
+    return flask.send_file(FILE)
+
+
+@flask_app.route("/async/<rest>")
+async def flask_async(rest: str) -> Any:
+    return await _view(rest)
+
+
 @flask_app.route("/<path:rest>")
 def flask_view(rest: str) -> Any:
     body, headers = do(rest, of_flask)
@@ -168,7 +189,19 @@ def django_view(request: Any, rest: str) -> Any:
     return kind(body, headers=headers, content_type="text/plain")
 
 
-urlpatterns = [route("<path:rest>", django_view)]
+def django_file(_: Any) -> Any:
+    return FileResponse(FILE.open("rb"))
+
+
+async def django_async(_: Any, rest: str) -> Any:
+    return HttpResponse(await _view(rest))
+
+
+urlpatterns = [
+    route("file", django_file),
+    route("async/<rest>", django_async),
+    route("<path:rest>", django_view),
+]
 settings.configure(
     ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of a test", LOGGING_CONFIG=None
 )

@@ -18,7 +18,7 @@ from typing import Any
 import holdfast
 from tests.adapters.asgi_peers import everything, head, parsed
 
-__all__ = ["PATIENCE", "WORKERS", "Gunicorn", "gunicorn"]
+__all__ = ["PATIENCE", "ROOT", "WORKERS", "Gunicorn", "gunicorn"]
 
 PATIENCE = 15.0
 ROOT = Path(__file__).parents[2]

@@ -235,11 +235,18 @@ class Exchange(Served):
             return self._over(f"nothing was sent for {format_duration(self._idle)}")
         return self._over("noticed between two parts of the body")
 
+    def placed(self, cause: Cause) -> Cause:
+        """The cause, with this hop and the scope of the request before its own.
+
+        The scopes of plain functions are trees of their own, and know neither.
+        """
+        name = self.scope.name
+        where = cause.scope if cause.scope.startswith(name) else f"{name}/{cause.scope}"
+        return replace(cause, hop=cause.hop or self.terms.hop, scope=where)
+
     def answer_for(self, cause: Cause) -> Iterable[bytes]:
         """Answer in place of the application; the body."""
         now = self.now()
-        if not cause.hop:
-            cause = replace(cause, hop=self.terms.hop)
         if cause.kind is CauseKind.SHUTDOWN:
             self.terms.counts["turned_away"] += 1
         elif self.scope.opened_at and self.scope.limit + _OVERDUE < now:

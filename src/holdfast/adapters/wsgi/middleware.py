@@ -149,12 +149,13 @@ class HoldfastMiddleware:
                 error.add_note(f"meanwhile: {exchange.cut().cause.line()}")
             return None
         if exchange.begun:
-            self._tell_end(exchange, cause)
+            self._tell_end(exchange, exchange.placed(cause))
             return None
         return cause
 
     def answered(self, exchange: Exchange, cause: Cause) -> Iterable[bytes]:
         """Answer in place of the application; the body."""
+        cause = exchange.placed(cause)
         body = exchange.answer_for(cause)
         self._tell_end(exchange, cause)
         return body
