@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "PATIENCE",
     "eventually",
+    "eventually_blocking",
     "listed",
     "of_loop",
     "of_thread",
@@ -108,6 +109,18 @@ def listed(port: int, name: str = "bed") -> list[dict[str, str]]:
     with redis.Redis(port=port, decode_responses=True) as admin:
         found: Any = admin.client_list()
     return [entry for entry in found if entry["name"] == name]
+
+
+def eventually_blocking(holds: Callable[[], bool]) -> None:
+    """Wait until it holds, in a thread.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.01)
 
 
 async def eventually(holds: Callable[[], bool | Awaitable[bool]]) -> None:

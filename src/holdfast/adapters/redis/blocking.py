@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from holdfast.domain.instant import Duration
 
-__all__ = ["RULES", "Waiting", "rule_for", "shortened"]
+__all__ = ["RULES", "SUBSCRIBES", "Waiting", "rule_for", "shortened"]
 
 _LEAST: Final[Duration] = 0.001
 """Seconds. The smallest time-out that a server knows; zero means for ever."""
@@ -59,6 +59,8 @@ def _after_block(args: tuple[Any, ...]) -> int | None:
     return None
 
 
+SUBSCRIBES: Final = Waiting(lambda args: None, 1.0)
+"""Of a command after which a connection gets messages, and is nobody else's any more."""
 _SECONDS: Final = Waiting(_last, 1.0)
 _SECONDS_FIRST: Final = Waiting(_first, 1.0)
 _STREAMS: Final = Waiting(_after_block, 0.001)
@@ -73,6 +75,9 @@ _NAMES: Final[dict[str, Waiting]] = {
     "BZMPOP": _SECONDS_FIRST,
     "BZPOPMAX": _SECONDS,
     "BZPOPMIN": _SECONDS,
+    "PSUBSCRIBE": SUBSCRIBES,
+    "SSUBSCRIBE": SUBSCRIBES,
+    "SUBSCRIBE": SUBSCRIBES,
     "WAIT": _REPLICAS,
     "WAITAOF": _REPLICAS,
     "XREAD": _STREAMS,

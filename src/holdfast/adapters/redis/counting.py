@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from holdfast.adapters.redis.blocking import rule_for, shortened
+from holdfast.adapters.redis.blocking import SUBSCRIBES, rule_for, shortened
 from holdfast.adapters.redis.errors import Command, named
 from holdfast.adapters.redis.retrying import bounded_retry
 from holdfast.adapters.redis.settings import Settings
@@ -25,6 +25,7 @@ class Counting:
     Attributes:
         holdfast: what the carrier was told.
         owed: answers that have not come yet.
+        subscribed: whether messages come, which nobody has asked for: then nothing is counted.
         cut: answers that were owed when the connection was closed the last time, if all that was
             handed over had left.
         waited: the last command, when its wait at the server was made shorter.
@@ -35,6 +36,7 @@ class Counting:
 
     holdfast: Settings
     owed: int = 0
+    subscribed: bool = False
     cut: int = 0
     waited: tuple[Command, Duration] | None = None
     blocks: bool = False
@@ -78,6 +80,9 @@ class Counting:
             if rule is None:
                 return args
             args = (*words, *args[1:])
+        if rule is SUBSCRIBES:
+            self.subscribed, self.owed = True, 0
+            return args
         self.blocks = rule.at(args) is not None
         here = ambient()
         if not self.blocks or here is None or here.limit == NEVER:
@@ -115,12 +120,11 @@ class Counting:
         self._packed = (packed, commands)
         return packed
 
-    def handed_over(self, packed: Any) -> int:
-        """How many commands `packed` is; they are owed an answer from now on."""
+    def handed_over(self, packed: Any) -> None:
+        """The commands that `packed` is are owed an answer from now on."""
         known, self._packed = self._packed, None
-        commands = known[1] if known is not None and known[0] is packed else 1
-        self.owed += commands
-        return commands
+        if not self.subscribed:
+            self.owed += known[1] if known is not None and known[0] is packed else 1
 
     def answered(self) -> None:
         """An answer has come."""
@@ -144,4 +148,4 @@ class Counting:
         """The connection is closed, with `unsent` bytes of it still here."""
         self.cut = 0 if unsent else self.owed
         self.owed = 0
-        self.waited = None
+        self.waited, self.subscribed = None, False

@@ -149,6 +149,8 @@ def _change(connection: Any, settings: Settings | None) -> None:
     connection = getattr(connection, "_conn", connection)  # behind a cache
     kind = kind_of(connection)
     if settings is None:
+        if hasattr(connection, "unbind"):
+            connection.unbind()
         connection.__class__ = plain(kind)
         connection.retry = plain_retry(connection.retry)
     else:

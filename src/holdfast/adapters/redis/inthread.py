@@ -89,6 +89,22 @@ class InThread(_Base, Counting):
             raise
         return sock
 
+    @property
+    def _is_older(self) -> bool:
+        """Whether its socket is from before it was instrumented, and not bounded."""
+        return self._sock is not None and not isinstance(self._sock, BoundSocket)
+
+    def connect(self) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        if self._is_older:
+            inner.disconnect()
+        inner.connect()
+
+    def unbind(self) -> None:
+        """It is not instrumented any more: what bounds its socket now is nothing."""
+        self._bind(NEVER)
+
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
         inner: Any = super()
@@ -105,7 +121,7 @@ class InThread(_Base, Counting):
     def should_reconnect(self) -> bool:
         """Whether it is to be closed before somebody else gets it; see redis-py."""
         inner: Any = super()
-        return self.owed > 0 or inner.should_reconnect()
+        return self.owed > 0 or self._is_older or inner.should_reconnect()
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -154,9 +170,9 @@ class InThread(_Base, Counting):
         """
         inner: Any = super()
         limit = _limit()
+        self._bind(limit)
         if limit == NEVER or timeout == 0:
             return inner.can_read(timeout)
-        self._bind(limit)
         left = max(0.0, limit - monotonic())
         found = inner.can_read(left if timeout is None else min(timeout, left))
         if not found and (timeout is None or left < timeout):
@@ -190,7 +206,7 @@ class InThread(_Base, Counting):
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
         inner: Any = super()
-        if self._sock is not None or self.owed:
+        if self._sock is not None:
             self.closed(0)
         inner.disconnect(*args, **kwargs)
 

@@ -201,7 +201,7 @@ class OnLoop(_Base, Counting):
             if nowait or unsent or self.owed:
                 nowait = True
                 transport.abort()
-        if writer is not None or self.owed:
+        if writer is not None:
             self.closed(unsent)
         self.draining = False
         await inner.disconnect(nowait, *args, **kwargs)

@@ -90,7 +90,7 @@ class _OnLoop(_AsyncPool, _Pool):
         if connection.draining or connection.connecting is not None:
             self._finish(connection)
             return
-        if connection.should_reconnect():
+        if connection.should_reconnect() or connection.subscribed:
             await connection.disconnect(nowait=True)
         try:
             await inner.release(connection)
