@@ -27,7 +27,7 @@ from holdfast.adapters.psycopg.bounds import COMMIT_GRACE, GRACE, Bounds, WaitTi
 from holdfast.adapters.psycopg.errors import Dial, Statement, unknown
 from holdfast.adapters.psycopg.flight import bringing
 from holdfast.domain.errors import InsufficientBudget, ScopeEnded
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.ambient import shield
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = ["AsyncConnection", "AsyncTransaction"]
 T = TypeVar("T")
 
 _INTERVAL: Final = 0.1
+_ASK_AGAIN: Final[Duration] = 0.03
 _TIMER_IS_LATE: Final[Duration] = 0.2
 _INTERRUPTED: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 
@@ -131,13 +132,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         """End the statement at the server, or the connection."""
         if not self.at_work():
             return
-        until = self._bound.now() + GRACE
         try:
-            await super().cancel_safe(timeout=GRACE)
-            left = max(0.0, until - self._bound.now())
-            await wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
-        except WaitTimeout:
-            self.abandon()
+            await self._ended(gen, self._bound.now() + GRACE)
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -146,6 +142,22 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
             self.abandon()
             raise
         self._winding_up = self.at_work()
+
+    async def _ended(self, gen: PQGen[Any], until: Instant) -> None:
+        """Ask until it has ended: a request that overtakes the statement comes to nothing."""
+        pause = _ASK_AGAIN
+        while (left := until - self._bound.now()) > 0:
+            await super().cancel_safe(timeout=left)
+            left = max(0.0, until - self._bound.now())
+            try:
+                await wait_async(
+                    gen, self.pgconn.socket, interval=_INTERVAL, timeout=min(pause, left)
+                )
+            except WaitTimeout:
+                pause *= 2
+            else:
+                return
+        raise WaitTimeout
 
     async def _try_cancel(self, *, timeout: float = GRACE) -> None:
         await super()._try_cancel(timeout=min(timeout, GRACE))

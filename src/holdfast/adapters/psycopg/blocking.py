@@ -27,7 +27,7 @@ from holdfast.adapters.psycopg.errors import Dial, Statement, ended, unknown
 from holdfast.adapters.psycopg.flight import bringing
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import InsufficientBudget
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.scope import ambient
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ POLL: Final[Duration] = 0.1
 """Seconds after which a thread that waits looks whether the scope around it was cancelled."""
 
 _INTERVAL: Final = 0.1
+_ASK_AGAIN: Final[Duration] = 0.03
 _INTERRUPTED: Final = (KeyboardInterrupt, SystemExit)
 
 
@@ -161,13 +162,8 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         """End the statement at the server, or the connection."""
         if not self.at_work():
             return
-        until = self._bound.now() + GRACE
         try:
-            super().cancel_safe(timeout=GRACE)
-            left = max(0.0, until - self._bound.now())
-            wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
-        except WaitTimeout:
-            self.abandon()
+            self._ended(gen, self._bound.now() + GRACE)
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -176,6 +172,20 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             self.abandon()
             raise
         self._winding_up = self.at_work()
+
+    def _ended(self, gen: PQGen[Any], until: Instant) -> None:
+        """Ask until it has ended: a request that overtakes the statement comes to nothing."""
+        pause = _ASK_AGAIN
+        while (left := until - self._bound.now()) > 0:
+            super().cancel_safe(timeout=left)
+            left = max(0.0, until - self._bound.now())
+            try:
+                wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=min(pause, left))
+            except WaitTimeout:
+                pause *= 2
+            else:
+                return
+        raise WaitTimeout
 
     def _try_cancel(self, *, timeout: float = GRACE) -> None:
         super()._try_cancel(timeout=min(timeout, GRACE))
