@@ -68,13 +68,38 @@ class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         rpc = self._rpc
-        with _Told(rpc) as told:
+        if rpc.dials:
+            return self._wait().__await__()
+        return self._quick(rpc)
+
+    def _quick(self, rpc: Rpc) -> Generator[Any, None, Any]:
+        # The channel is ready, as nearly always: the same as `_wait`, unrolled.
+        rpc.waiters += 1
+        try:
             try:
-                # Its initial metadata comes with the answer, as one piece.
                 waiting: Generator[Any, None, Any] = self._inner.__await__()
+                # Its initial metadata comes with the answer, as one piece.
                 answer = yield from waiting
             except AioRpcError as exc:
-                yield from told.explain(exc).__await__()
+                error = yield from rpc.explained(exc).__await__()
+                if error is exc:
+                    raise
+                raise error from exc
+        except asyncio.CancelledError as exc:
+            rpc.cut(exc)
+            raise
+        finally:
+            rpc.waiters -= 1
+        rpc.done()
+        return answer
+
+    async def _wait(self) -> Any:
+        rpc = self._rpc
+        with _Told(rpc) as told:
+            try:
+                answer = await self._inner
+            except AioRpcError as exc:
+                await told.explain(exc)
                 raise
         rpc.done()
         return answer

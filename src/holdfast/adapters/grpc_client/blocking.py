@@ -21,9 +21,7 @@ from holdfast.adapters.grpc_client.outward import (
     SOON,
     Line,
     Told,
-    begun,
     hop_error,
-    metadata_of,
     said_below,
     spoken,
 )
@@ -53,7 +51,7 @@ class BlockingRpc:
 
     __slots__ = (
         "_context",
-        "_hop",
+        "_line",
         "_own",
         "_state",
         "_told",
@@ -64,9 +62,9 @@ class BlockingRpc:
     )
 
     def __init__(self, line: Line, state: State, own: Duration | None, waits: bool | None) -> None:
-        self.call = begun(line, own, waits)
+        self.call = line.call(own, waits)
         self.ready = True
-        self._hop = line.hop
+        self._line = line
         self._own = own
         self._state = state
         self._until: Instant = NEVER
@@ -87,12 +85,12 @@ class BlockingRpc:
         self.ready = self._state() in (READY, None)
         if call.outbound.options.observer is not None:
             self._context = copy_context()
-        phase = Phase.GRPC_HEADER if self.ready else Phase.CONNECT
-        self._until = call.trail.begin(phase, call.now())
-        self._told = told = Told(call, self._own)
+        now = call.now()
+        self._until = call.trail.begin(Phase.GRPC_HEADER if self.ready else Phase.CONNECT, now)
+        self._told = told = Told(call, self._own, now)
         return {
             "timeout": told.seconds,
-            "metadata": metadata_of(call, metadata),
+            "metadata": self._line.metadata(call, metadata),
             "wait_for_ready": self._waits,
         }
 
@@ -173,7 +171,7 @@ class BlockingRpc:
 
     def _explain(self, exc: Any, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self._hop)
+        below = said_below(exc.trailing_metadata(), self._line.hop)
         code = exc.code()
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED
         if late and self._told.late(now):

@@ -81,7 +81,7 @@ class BoundChannel(grpc.aio.Channel):
 
     def line(self, method: str) -> Line:
         """What its calls of a method have in common."""
-        return Line.of(self._outbound, self._host, method)
+        return Line(self._outbound, self._host, method)
 
     @property
     def inner(self) -> grpc.aio.Channel:
@@ -105,9 +105,7 @@ class _Method:
         compression: grpc.Compression | None,
     ) -> tuple[Rpc, Any]:
         rpc = Rpc(self._line, self._channel, timeout, wait_for_ready)
-        return rpc, rpc.begin(
-            self._start, request, metadata, credentials=credentials, compression=compression
-        )
+        return rpc, rpc.begin(self._start, request, metadata, credentials, compression)
 
 
 class _OneToOne(_Method, grpc.aio.UnaryUnaryMultiCallable[Any, Any]):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
 import grpc
 
 from holdfast.domain.cause import Cause
+from holdfast.domain.context import ANONYMOUS, Carried
 from holdfast.domain.errors import DeadlineExceeded
 from holdfast.domain.instant import NEVER, Duration, Instant
-from holdfast.domain.phases import Phase, Shares
+from holdfast.domain.phases import Phase
 from holdfast.domain.wire.budget import DEFAULT_HEADERS
 from holdfast.domain.wire.problem import CAUSE_HEADER, parse_cause_header
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status, status_names
@@ -33,9 +34,7 @@ __all__ = [
     "SOON",
     "Line",
     "Told",
-    "begun",
     "hop_error",
-    "metadata_of",
     "rounded",
     "said_below",
     "spoken",
@@ -54,6 +53,8 @@ EARLY: Final[Duration] = 0.005
 
 LONGEST_TEXT: Final = 200
 
+Pairs: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
 _ROUTE: Final = (Phase.CONNECT, Phase.GRPC_HEADER, Phase.GRPC_MESSAGE)
 _OWN: Final = "grpc-"
 _SLACK: Final[Duration] = 0.002
@@ -64,33 +65,66 @@ _SLACK: Final[Duration] = 0.002
 _UNITS: Final = ((0.9, 0.001), (9.9, 0.01), (99.0, 0.1), (990.0, 1.0), (9_900.0, 10.0))
 
 
-@dataclass(frozen=True, slots=True)
 class Line:
     """One method of one channel.
 
-    Attributes:
+    Args:
         outbound: options of the channel.
         host: what the channel leads to.
         path: of the method: `/shop.Orders/Get`.
+
+    Attributes:
+        hop: name of the server, in causes that do not tell it.
         patient: shares of a call that waits until the channel is ready.
     """
 
-    outbound: Outbound
-    host: str
-    path: str
-    patient: Shares
+    __slots__ = ("_last", "_target", "hop", "host", "outbound", "path", "patient")
 
-    @classmethod
-    def of(cls, outbound: Outbound, host: str, path: str) -> Line:
-        """The line of a method."""
+    def __init__(self, outbound: Outbound, host: str, path: str) -> None:
         shares = outbound.options.shares
-        bounded = tuple(phase for phase in shares.bounded if phase is not Phase.CONNECT)
-        return cls(outbound, host, path, replace(shares, bounded=bounded))
+        self.outbound = outbound
+        self.host = host
+        self.path = path
+        self.hop = outbound.options.service or host
+        self.patient = replace(
+            shares, bounded=tuple(phase for phase in shares.bounded if phase is not Phase.CONNECT)
+        )
+        self._target = host + path
+        self._last: tuple[Carried, Pairs | None] | None = None
 
-    @property
-    def hop(self) -> str:
-        """Name of the server, in causes that do not tell it."""
-        return self.outbound.options.service or self.host
+    def call(self, own: Duration | None, waits: bool | None) -> Call:
+        """A call that begins now, with what grpc goes through as its route.
+
+        Args:
+            own: seconds that the caller allows, of grpc's own; none without.
+            waits: whether it waits until the channel is ready, however long that takes.
+        """
+        call = Call(self.outbound, "grpc", self.host, self.path, self._target)
+        trail = call.trail
+        trail.route = _ROUTE
+        if own is not None:
+            trail.limit = min(call.limit, call.begun + own)
+        if waits:  # to wait is what was asked for
+            trail.shares = self.patient
+        return call
+
+    def metadata(self, call: Call, theirs: Iterable[Any] | None) -> Pairs | None:
+        """What is sent: what the caller sets, and what it does not set of ours; none at all."""
+        if theirs:
+            given: list[tuple[str, str | bytes]] = list(theirs)
+            texts = {key: value for key, value in given if isinstance(value, str)}
+            ours = {k: v for k, v in call.joined(texts).items() if not k.startswith(_OWN)}
+            kept = [(key, value) for key, value in given if key.lower() not in ours]
+            return (*kept, *ours.items())
+        here, last = call.here, self._last
+        carried = ANONYMOUS if here is None else here.carried
+        if last is not None and last[0] is carried:
+            return last[1]
+        # The time left goes in a header of grpc's own, which it writes itself.
+        pairs = tuple([pair for pair in call.headers() if not pair[0].startswith(_OWN)]) or None
+        if not self.outbound.budgets:  # the rest is the same for all calls of one request
+            self._last = carried, pairs
+        return pairs
 
 
 def wire_of(wire: WireSettings) -> WireSettings:
@@ -120,30 +154,13 @@ def rounded(left: Duration) -> Duration:
     return max(0.0, math.floor(left / unit) * unit - _SLACK)
 
 
-def begun(line: Line, own: Duration | None, waits: bool | None) -> Call:
-    """A call, with what grpc goes through as its route.
-
-    Args:
-        line: which.
-        own: seconds that the caller allows, of grpc's own; none without.
-        waits: whether it waits until the channel is ready, however long that takes.
-    """
-    call = Call(line.outbound, "grpc", line.host, line.path, line.host + line.path)
-    trail = call.trail
-    trail.route = _ROUTE
-    if own is not None:
-        trail.limit = min(call.limit, call.begun + own)
-    if waits:  # to wait is what was asked for
-        trail.shares = line.patient
-    return call
-
-
 class Told:
     """What grpc is told of the time: what is left, rounded down, or the caller's own time-out.
 
     Args:
         call: the call.
         own: seconds that the caller allows; none without.
+        now: of its clock.
 
     Attributes:
         seconds: its time-out; none without one.
@@ -152,20 +169,19 @@ class Told:
 
     __slots__ = ("_given", "_own", "kept", "seconds")
 
-    def __init__(self, call: Call, own: Duration | None) -> None:
+    def __init__(self, call: Call, own: Duration | None, now: Instant) -> None:
         limit = call.limit
         self.kept = 0.0
         self._given: Instant = NEVER
         self._own: Instant = NEVER
         self.seconds: Duration | None = None
         if limit != NEVER:
-            now = call.now()
             self.kept = kept = max(call.outbound.options.reserve, hop_reserve())
             self.seconds = left = rounded(limit - now - kept)
             self._given = now + left
         if own is not None:
             self._own = until = call.begun + own
-            rest = max(0.0, until - call.now())
+            rest = max(0.0, until - now)
             self.seconds = rest if self.seconds is None else min(self.seconds, rest)
 
     def late(self, now: Instant) -> bool:
@@ -175,19 +191,6 @@ class Told:
     def late_for_caller(self, now: Instant) -> bool:
         """Whether it is that of the caller's own time-out."""
         return self._own - EARLY <= now
-
-
-def metadata_of(call: Call, theirs: Iterable[Any] | None) -> tuple[tuple[str, str | bytes], ...]:
-    """What is sent: what the caller sets, and what it does not set of ours."""
-    if not theirs:
-        headers = call.headers()
-        # The time left goes in a header of grpc's own, which it writes itself.
-        return tuple([pair for pair in headers if not pair[0].startswith(_OWN)])
-    given: list[tuple[str, str | bytes]] = list(theirs)
-    texts = {key: value for key, value in given if isinstance(value, str)}
-    ours = {k: v for k, v in call.joined(texts).items() if not k.startswith(_OWN)}
-    kept = [(key, value) for key, value in given if key.lower() not in ours]
-    return (*kept, *ours.items())
 
 
 # -- what the server says of its end -----------------------------------------------------------

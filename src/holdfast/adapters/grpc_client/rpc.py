@@ -18,9 +18,7 @@ from holdfast.adapters.grpc_client.outward import (
     SOON,
     Line,
     Told,
-    begun,
     hop_error,
-    metadata_of,
     said_below,
     spoken,
 )
@@ -61,7 +59,7 @@ class Rpc:
         "_channel",
         "_context",
         "_dial",
-        "_hop",
+        "_line",
         "_own",
         "_told",
         "_waits",
@@ -75,8 +73,8 @@ class Rpc:
     def __init__(
         self, line: Line, channel: grpc.aio.Channel, own: Duration | None, waits: bool | None
     ) -> None:
-        self.call = begun(line, own, waits)
-        self._hop = line.hop
+        self.call = line.call(own, waits)
+        self._line = line
         self.inner: Any = None
         self.overdue = False
         self.waiters = 0
@@ -88,20 +86,29 @@ class Rpc:
 
     # -- until it is sent ------------------------------------------------------------------------
 
-    def begin(self, start: Callable[..., Any], request: Any, metadata: Any, **others: Any) -> Any:
+    def begin(
+        self,
+        start: Callable[..., Any],
+        request: Any,
+        metadata: Any,
+        credentials: grpc.CallCredentials | None,
+        compression: grpc.Compression | None,
+    ) -> Any:
         """Start; the call of grpc, or what stands for it where too little is left."""
         call = self.call
         try:
             call.admit()
+            now = call.now()
             ready = self._channel.get_state() is READY
-            until = call.trail.begin(Phase.GRPC_HEADER if ready else Phase.CONNECT, call.now())
-            self._told = told = Told(call, self._own)
+            until = call.trail.begin(Phase.GRPC_HEADER if ready else Phase.CONNECT, now)
+            self._told = told = Told(call, self._own, now)
             self.inner = inner = start(
                 request,
                 timeout=told.seconds,
-                metadata=metadata_of(call, metadata),
+                metadata=self._line.metadata(call, metadata),
+                credentials=credentials,
                 wait_for_ready=self._waits,
-                **others,
+                compression=compression,
             )
         except InsufficientBudget as exc:
             call.done(exc)
@@ -120,6 +127,11 @@ class Rpc:
         if not ready:
             self._dial = _Dial(self, self._channel, until)
         return inner
+
+    @property
+    def dials(self) -> bool:
+        """Whether the channel was not ready when it was last looked at."""
+        return self._dial is not None
 
     # -- while it is answered --------------------------------------------------------------------
 
@@ -196,7 +208,7 @@ class Rpc:
 
     async def _explain(self, exc: AioRpcError, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self._hop)
+        below = said_below(exc.trailing_metadata(), self._line.hop)
         late = exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if late and self._told.late(now):
             if not self._told.kept:

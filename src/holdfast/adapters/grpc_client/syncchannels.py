@@ -88,7 +88,7 @@ class BoundSyncChannel(grpc.Channel):
         )
 
     def _line(self, method: str) -> Line:
-        return Line.of(self._outbound, self._host, method)
+        return Line(self._outbound, self._host, method)
 
 
 def _state_of(channel: Any) -> State:
