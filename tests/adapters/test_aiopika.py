@@ -192,11 +192,13 @@ async def test_a_confirm_that_does_not_come_is_an_unknown_outcome(rabbitmq: Any)
             await publish(exchange, aio_pika.Message(b"4"), place.queue.name)  # usable
 
 
-async def test_an_unroutable_message_is_the_libraries_error(rabbitmq: Any) -> None:
+@pytest.mark.parametrize("raises", [True, False])
+async def test_a_message_that_no_queue_gets_is_an_error(rabbitmq: Any, raises: bool) -> None:
     async with await aio_pika.connect(rabbitmq.url()) as connection:
-        channel = await connection.channel(on_return_raises=True)
+        exchange = (await connection.channel(on_return_raises=raises)).default_exchange
         with pytest.raises(aio_pika.exceptions.PublishError):
-            await publish(channel.default_exchange, aio_pika.Message(b""), "nowhere")
+            await publish(exchange, aio_pika.Message(b""), "nowhere")
+        await publish(exchange, aio_pika.Message(b""), "nowhere", mandatory=False)
 
 
 # -- handling --------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from pamqp.commands import Basic
+
 from holdfast.adapters.aiopika.verdicts import (
     ATTEMPTS_HEADER,
     Ending,
@@ -176,7 +178,7 @@ class Consumer:
                 pass  # it ends just now
             else:
                 return
-        self.counts[Ending.CUT] += 1
+        self.counts[Ending.CUT.value] += 1
         await self._settle(message, Verdict.REQUEUE, 0)
 
     async def _one(self, message: AbstractIncomingMessage) -> None:
@@ -196,10 +198,10 @@ class Consumer:
             try:
                 ending = await self._handled(message, scope, failed)
             except asyncio.CancelledError:
-                self.counts[Ending.CUT] += 1
+                self.counts[Ending.CUT.value] += 1
                 await self._settle(message, Verdict.REQUEUE, failed)
                 raise
-        self.counts[ending] += 1
+        self.counts[ending.value] += 1
         then = verdict(ending, failed, self._attempts, self._expired)
         await self._settle(message, then, failed, scope)
 
@@ -278,7 +280,7 @@ class Consumer:
         if scope is not None and again.expiration is not None:
             again.expiration = min(again.expiration, max(0.0, scope.due.asked - scope.driver.now()))
         told = await channel.default_exchange.publish(again, self._queue.name)
-        if hasattr(told, "delivery_tag") and not hasattr(told, "body"):
+        if isinstance(told, Basic.Ack):
             await message.ack()
         else:  # it came back: there is no such queue any more
             await message.reject(requeue=True)

@@ -15,6 +15,10 @@ from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from aio_pika.exceptions import PublishError
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import OutcomeUnknown
 from holdfast.domain.instant import NEVER, Duration
@@ -61,7 +65,8 @@ async def publish(
         exchange: of a channel with publisher confirms, which is the default of aio-pika.
         message: is copied; its own headers and a shorter expiration stay.
         routing_key: as for `exchange.publish`.
-        mandatory: as for `exchange.publish`.
+        mandatory: whether a message that no queue gets is an error. Unlike `exchange.publish`,
+            which by default returns such a message to a caller that seldom looks, this raises.
         expire: let the broker drop the message when its deadline has passed.
         detached: for work that must be done whoever waits: the message gets no deadline, and the
             ambient one still bounds the wait for the confirm.
@@ -72,8 +77,8 @@ async def publish(
         InsufficientBudget: nothing is left, or less than `refuse_below`; nothing was sent.
         ConfirmMissing: the deadline passed, or the scope was cancelled, before the confirm came: an
             `OutcomeUnknown`.
-        Exception: whatever `exchange.publish` raises; a message that the broker refuses or cannot
-            route is a `DeliveryError` or `PublishError`.
+        Exception: whatever `exchange.publish` raises: `PublishError` of aio-pika where no queue
+            gets the message, `DeliveryError` where the broker refuses it.
     """
     work = Bounded(f"PUBLISH {routing_key or exchange.name}"[:96])
     work.admit(refuse_below)
@@ -84,7 +89,7 @@ async def publish(
     if expire and not detached and work.limit != NEVER:
         sent.expiration = _sooner(message.expiration, max(0.0, work.left))
     try:
-        return await exchange.publish(sent, routing_key, mandatory=mandatory)
+        told = await exchange.publish(sent, routing_key, mandatory=mandatory)
     except asyncio.CancelledError as cut:
         cause = None if work.here is None else work.here.reached()
         if cause is None:  # by somebody else, whose cancellation it stays
@@ -95,6 +100,9 @@ async def publish(
     except (ConnectionError, OSError) as lost:
         lost.add_note(f"{work.name}: its confirm did not come, so the broker may have it")
         raise
+    if isinstance(told, DeliveredMessage) and isinstance(told.delivery, Basic.Return):
+        raise PublishError(told, told.delivery)
+    return told
 
 
 def _sooner(own: DateType | None, left: Duration) -> Any:
