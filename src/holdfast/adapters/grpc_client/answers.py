@@ -226,7 +226,7 @@ class _Told:
             return
         task = self._task
         ours = task is None or task.cancelling() <= self._cancels
-        late = self._rpc.late() if ours else None
+        late = self._rpc.undialled() if ours else None
         if late is not None:
             raise late from None
         self._rpc.cut(exc, self._detail)

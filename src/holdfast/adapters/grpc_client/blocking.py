@@ -19,8 +19,8 @@ from holdfast.adapters.grpc_client.outward import (
     LATER,
     READY,
     SOON,
+    Attempt,
     Line,
-    Told,
     hop_error,
     said_below,
     spoken,
@@ -35,7 +35,7 @@ State = Callable[[], grpc.ChannelConnectivity | None]
 """Of a channel; none where it cannot be told."""
 
 
-class BlockingRpc:
+class BlockingRpc(Attempt):
     """One call and its record.
 
     Args:
@@ -44,31 +44,14 @@ class BlockingRpc:
         own: seconds that the caller allows; none without.
         waits: whether the call waits for the channel to be ready.
 
-    Attributes:
-        call: its bounds.
-        ready: whether the channel was ready when it began, or may have been.
     """
 
-    __slots__ = (
-        "_context",
-        "_line",
-        "_own",
-        "_state",
-        "_told",
-        "_until",
-        "_waits",
-        "call",
-        "ready",
-    )
+    __slots__ = ("_context", "_state", "_until")
 
     def __init__(self, line: Line, state: State, own: Duration | None, waits: bool | None) -> None:
-        self.call = line.call(own, waits)
-        self.ready = True
-        self._line = line
-        self._own = own
+        super().__init__(line, own, waits)
         self._state = state
         self._until: Instant = NEVER
-        self._waits = waits
 
     def begin(self, metadata: Any) -> dict[str, Any]:
         """It begins; what grpc is told.
@@ -76,23 +59,27 @@ class BlockingRpc:
         Raises:
             InsufficientBudget: too little is left, nothing is sent.
         """
-        call = self.call
-        try:
-            call.admit()
-        except Exception as exc:
-            call.done(exc)
-            raise
-        self.ready = self._state() in (READY, None)
-        if call.outbound.options.observer is not None:
+        if self.hopeless:
+            self._refuse()
+        state = self._state()
+        if state is not READY and state is not None:
+            self.ready = False
+            self._until = self.call.trail.begin(Phase.CONNECT, self.begun)
+        if self.line.watched:
             self._context = copy_context()
-        now = call.now()
-        self._until = call.trail.begin(Phase.GRPC_HEADER if self.ready else Phase.CONNECT, now)
-        self._told = told = Told(call, self._own, now)
         return {
-            "timeout": told.seconds,
-            "metadata": self._line.metadata(call, metadata),
-            "wait_for_ready": self._waits,
+            "timeout": self.seconds(),
+            "metadata": self.line.metadata(self, metadata),
+            "wait_for_ready": self.waits,
         }
+
+    def _refuse(self) -> None:
+        try:
+            self.ready = False  # so that nothing is said to have begun
+            self.call.admit()
+        except Exception as exc:
+            self.call.done(exc)
+            raise
 
     def dial(self, inner: Any, patience: Duration | None = None) -> None:
         """Wait until the channel is ready, or the call is over.
@@ -117,7 +104,7 @@ class BlockingRpc:
                 self.ready = True
                 call.trail.begin(Phase.GRPC_HEADER, now)
                 return
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not self._waits:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not self.waits:
                 return  # grpc fails it now
             if now >= self._until:
                 if not call.trail.spent(now):
@@ -150,10 +137,10 @@ class BlockingRpc:
 
     def done(self, error: BaseException | None = None) -> None:
         """It is over; whoever watches calls is told, in the context that it began in."""
-        if self.call.outbound.options.observer is None:
-            self.call.done(error)
-        else:
+        if self.line.watched:
             self._context.copy().run(self.call.done, error)
+        elif self.recorded:
+            self.call.done(error)
 
     def cut(self, exc: BaseException, detail: str = "") -> None:
         """It ends for a reason that is none of grpc's."""
@@ -171,15 +158,15 @@ class BlockingRpc:
 
     def _explain(self, exc: Any, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self._line.hop)
+        below = said_below(exc.trailing_metadata(), self.line.hop)
         code = exc.code()
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-        if late and self._told.late(now):
+        if late and self.late(now):
             if below is not None and call.ledger is not None:
                 call.ledger.blame(below)
             trail.end(now, Ended.TIMEOUT, detail)
             return call.over()
-        late = late and self._told.late_for_caller(now)
+        late = late and self.late_for_caller(now)
         ended = Ended.CANCELLED if code is grpc.StatusCode.CANCELLED else Ended.FAILED
         trail.end(now, Ended.TIMEOUT if late else ended, detail or spoken(exc))
         exc.add_note(trail.line())

@@ -7,7 +7,7 @@ is rounded down first. The rest goes and comes as metadata.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -23,7 +23,11 @@ from holdfast.domain.wire.problem import CAUSE_HEADER, parse_cause_header
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status, status_names
 from holdfast.domain.wire.settings import WireSettings
 from holdfast.runtime.ambient import hop_reserve
+from holdfast.runtime.clock import monotonic
+from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.outbound import Call, Outbound
+from holdfast.runtime.scope import ambient
 
 __all__ = [
     "DIAL",
@@ -32,8 +36,8 @@ __all__ = [
     "LONGEST_TEXT",
     "READY",
     "SOON",
+    "Attempt",
     "Line",
-    "Told",
     "hop_error",
     "rounded",
     "said_below",
@@ -76,9 +80,11 @@ class Line:
     Attributes:
         hop: name of the server, in causes that do not tell it.
         patient: shares of a call that waits until the channel is ready.
+        target: host and path.
+        watched: whether somebody is told of its calls.
     """
 
-    __slots__ = ("_last", "_target", "hop", "host", "outbound", "path", "patient")
+    __slots__ = ("_last", "hop", "host", "outbound", "path", "patient", "target", "watched")
 
     def __init__(self, outbound: Outbound, host: str, path: str) -> None:
         shares = outbound.options.shares
@@ -89,39 +95,24 @@ class Line:
         self.patient = replace(
             shares, bounded=tuple(phase for phase in shares.bounded if phase is not Phase.CONNECT)
         )
-        self._target = host + path
+        self.target = host + path
+        self.watched = outbound.options.observer is not None
         self._last: tuple[Carried, Pairs | None] | None = None
 
-    def call(self, own: Duration | None, waits: bool | None) -> Call:
-        """A call that begins now, with what grpc goes through as its route.
-
-        Args:
-            own: seconds that the caller allows, of grpc's own; none without.
-            waits: whether it waits until the channel is ready, however long that takes.
-        """
-        call = Call(self.outbound, "grpc", self.host, self.path, self._target)
-        trail = call.trail
-        trail.route = _ROUTE
-        if own is not None:
-            trail.limit = min(call.limit, call.begun + own)
-        if waits:  # to wait is what was asked for
-            trail.shares = self.patient
-        return call
-
-    def metadata(self, call: Call, theirs: Iterable[Any] | None) -> Pairs | None:
+    def metadata(self, rpc: Attempt, theirs: Iterable[Any] | None) -> Pairs | None:
         """What is sent: what the caller sets, and what it does not set of ours; none at all."""
         if theirs:
             given: list[tuple[str, str | bytes]] = list(theirs)
             texts = {key: value for key, value in given if isinstance(value, str)}
-            ours = {k: v for k, v in call.joined(texts).items() if not k.startswith(_OWN)}
+            ours = {k: v for k, v in rpc.call.joined(texts).items() if not k.startswith(_OWN)}
             kept = [(key, value) for key, value in given if key.lower() not in ours]
             return (*kept, *ours.items())
-        here, last = call.here, self._last
+        here, last = rpc.here, self._last
         carried = ANONYMOUS if here is None else here.carried
         if last is not None and last[0] is carried:
             return last[1]
         # The time left goes in a header of grpc's own, which it writes itself.
-        pairs = tuple([pair for pair in call.headers() if not pair[0].startswith(_OWN)]) or None
+        pairs = tuple([pair for pair in rpc.call.headers() if not pair[0].startswith(_OWN)]) or None
         if not self.outbound.budgets:  # the rest is the same for all calls of one request
             self._last = carried, pairs
         return pairs
@@ -154,43 +145,104 @@ def rounded(left: Duration) -> Duration:
     return max(0.0, math.floor(left / unit) * unit - _SLACK)
 
 
-class Told:
-    """What grpc is told of the time: what is left, rounded down, or the caller's own time-out.
+class Attempt:
+    """One call, as it begins: its bounds, what grpc is told of them, and its record when needed.
+
+    Most calls go well, on a channel that is ready, and nobody looks at their records. So these are
+    made when somebody does, from what is noted here: it is a third of what a call costs.
 
     Args:
-        call: the call.
-        own: seconds that the caller allows; none without.
-        now: of its clock.
+        line: the method.
+        own: seconds that the caller allows, of grpc's own; none without.
+        waits: whether it waits until the channel is ready, however long that takes.
 
     Attributes:
-        seconds: its time-out; none without one.
-        kept: seconds that were kept back.
+        begun: monotonic instant at which it began.
+        here: the scope that it is made in; none outside of all.
+        kept: seconds that are kept back from what is left.
+        limit: instant at which that is spent; infinite without a deadline.
+        line: the method.
+        now: the clock.
+        ready: whether the channel was ready when it was last looked at.
+        waits: whether it waits for that.
     """
 
-    __slots__ = ("_given", "_own", "kept", "seconds")
+    __slots__ = ("_call", "_own", "begun", "here", "kept", "limit", "line", "now", "ready", "waits")
 
-    def __init__(self, call: Call, own: Duration | None, now: Instant) -> None:
-        limit = call.limit
-        self.kept = 0.0
-        self._given: Instant = NEVER
-        self._own: Instant = NEVER
-        self.seconds: Duration | None = None
-        if limit != NEVER:
-            self.kept = kept = max(call.outbound.options.reserve, hop_reserve())
-            self.seconds = left = rounded(limit - now - kept)
-            self._given = now + left
-        if own is not None:
-            self._own = until = call.begun + own
-            rest = max(0.0, until - now)
-            self.seconds = rest if self.seconds is None else min(self.seconds, rest)
+    def __init__(self, line: Line, own: Duration | None, waits: bool | None) -> None:
+        here = ambient()
+        self.line = line
+        self.here = here
+        self.waits = waits
+        self.ready = True
+        self._own = own
+        self._call: Call | None = None
+        if here is None:
+            self.now: Callable[[], Instant] = monotonic
+            self.limit = NEVER
+            self.kept = 0.0
+        else:
+            self.now = here.driver.now
+            self.limit = here.limit
+            self.kept = max(line.outbound.options.reserve, hop_reserve())
+        self.begun = self.now()
+
+    @property
+    def call(self) -> Call:
+        """Its record, as it would have been from the beginning."""
+        call = self._call
+        return self._made() if call is None else call
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a record."""
+        return self._call is not None
+
+    def _made(self) -> Call:
+        line, here, begun = self.line, self.here, self.begun
+        self._call = call = Call(line.outbound, "grpc", line.host, line.path, line.target)
+        call.here, call.begun, call.limit, call.now = here, begun, self.limit, self.now
+        call.ledger = _ledger_of(here)
+        trail = call.trail
+        trail.begun, trail.route = begun, _ROUTE
+        trail.limit = self.limit if self._own is None else min(self.limit, begun + self._own)
+        if self.waits:  # to wait is what was asked for
+            trail.shares = line.patient
+        if self.ready:
+            trail.begin(Phase.GRPC_HEADER, begun)
+        return call
+
+    # -- the time --------------------------------------------------------------------------------
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether too little is left to begin."""
+        left = self.limit - self.begun
+        return left <= 0 or left < self.line.outbound.options.refuse_below
+
+    def seconds(self) -> Duration | None:
+        """The time-out that grpc is given: what is left, or the caller's own if less."""
+        own = self._own
+        if self.limit == NEVER:
+            return None if own is None else max(0.0, own)
+        left = rounded(self.limit - self.begun - self.kept)
+        return left if own is None else max(0.0, min(left, own))
 
     def late(self, now: Instant) -> bool:
         """Whether an end at `now` is that of the ambient limit, and not of the caller's own."""
-        return self._given <= self._own and self._given - EARLY <= now
+        left = rounded(self.limit - self.begun - self.kept)
+        own = NEVER if self._own is None else self._own
+        return left <= own and self.begun + left - EARLY <= now
 
     def late_for_caller(self, now: Instant) -> bool:
         """Whether it is that of the caller's own time-out."""
-        return self._own - EARLY <= now
+        return self._own is not None and self.begun + self._own - EARLY <= now
+
+
+def _ledger_of(here: HostedNode | None) -> Ledger | None:
+    while here is not None and here.ledger is None:
+        here = here.outer
+    return None if here is None else here.ledger
 
 
 # -- what the server says of its end -----------------------------------------------------------

@@ -16,15 +16,15 @@ from holdfast.adapters.grpc_client.outward import (
     LATER,
     READY,
     SOON,
+    Attempt,
     Line,
-    Told,
     hop_error,
     said_below,
     spoken,
 )
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
-from holdfast.domain.instant import Duration, Instant
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Ended, Phase
 from holdfast.runtime.bell import Bell
 from holdfast.runtime.driver import driver_of
@@ -38,7 +38,7 @@ _PATIENCE: Duration = 0.1
 """Seconds after its limit that a scope has for cancelling what is in it."""
 
 
-class Rpc:
+class Rpc(Attempt):
     """One call and its record.
 
     Args:
@@ -48,41 +48,24 @@ class Rpc:
         waits: whether the call waits for the channel to be ready.
 
     Attributes:
-        call: its bounds.
         inner: the call of grpc, once it has begun.
         overdue: whether the dial has used up its share, for which `inner` was cancelled.
         waiters: how many wait for the server, and tell of the end.
         requests: what it sends, where that is a stream.
     """
 
-    __slots__ = (
-        "_channel",
-        "_context",
-        "_dial",
-        "_line",
-        "_own",
-        "_told",
-        "_waits",
-        "call",
-        "inner",
-        "overdue",
-        "requests",
-        "waiters",
-    )
+    __slots__ = ("_channel", "_context", "_dial", "inner", "overdue", "requests", "waiters")
 
     def __init__(
         self, line: Line, channel: grpc.aio.Channel, own: Duration | None, waits: bool | None
     ) -> None:
-        self.call = line.call(own, waits)
-        self._line = line
+        super().__init__(line, own, waits)
         self.inner: Any = None
         self.overdue = False
         self.waiters = 0
         self.requests: Requests | None = None
         self._dial: _Dial | None = None
         self._channel = channel
-        self._own = own
-        self._waits = waits
 
     # -- until it is sent ------------------------------------------------------------------------
 
@@ -95,38 +78,48 @@ class Rpc:
         compression: grpc.Compression | None,
     ) -> Any:
         """Start; the call of grpc, or what stands for it where too little is left."""
-        call = self.call
+        if self.hopeless:
+            return self._refused()
+        self.ready = ready = self._channel.get_state() is READY
+        until = NEVER if ready else self.call.trail.begin(Phase.CONNECT, self.begun)
         try:
-            call.admit()
-            now = call.now()
-            ready = self._channel.get_state() is READY
-            until = call.trail.begin(Phase.GRPC_HEADER if ready else Phase.CONNECT, now)
-            self._told = told = Told(call, self._own, now)
             self.inner = inner = start(
                 request,
-                timeout=told.seconds,
-                metadata=self._line.metadata(call, metadata),
+                timeout=self.seconds(),
+                metadata=self.line.metadata(self, metadata),
                 credentials=credentials,
-                wait_for_ready=self._waits,
+                wait_for_ready=self.waits,
                 compression=compression,
             )
-        except InsufficientBudget as exc:
-            call.done(exc)
-            self.inner = Refusal(exc)
-            return self.inner
         except Exception as exc:
+            call = self.call
             call.trail.end(call.now(), Ended.FAILED, type(exc).__name__)
             call.done(exc)
             raise
         if isinstance(request, Requests):
             self.requests = request
             inner.add_done_callback(self._left)
-        elif call.outbound.options.observer is not None:
-            self._context = copy_context()
-            inner.add_done_callback(self._left)
+        if self.line.watched:
+            self._watch(inner)
         if not ready:
             self._dial = _Dial(self, self._channel, until)
         return inner
+
+    def _refused(self) -> Refusal:
+        try:
+            self.ready = False  # so that nothing is said to have begun
+            self.call.admit()
+        except InsufficientBudget as exc:
+            self.call.done(exc)
+            self.inner = refusal = Refusal(exc)
+            return refusal
+        raise AssertionError  # time does not go backwards
+
+    def _watch(self, inner: Any) -> None:
+        """Somebody is told of it, whatever becomes of it."""
+        self._context = copy_context()
+        if self.requests is None:
+            inner.add_done_callback(self._left)
 
     @property
     def dials(self) -> bool:
@@ -159,7 +152,8 @@ class Rpc:
         """All has gone well."""
         if self._dial is not None:
             self.answered()
-        self.call.done()
+        if self.line.watched or self.recorded:
+            self.call.done()
 
     def cut(self, exc: asyncio.CancelledError, detail: str = "") -> None:
         """It is cancelled where it is."""
@@ -168,7 +162,7 @@ class Rpc:
         self.call.done(exc)
         self.inner.cancel()
 
-    def late(self) -> PhaseTimeout | None:
+    def undialled(self) -> PhaseTimeout | None:
         """The error for a dial that has used up its share, which is why we cancelled; else none."""
         if not self.overdue:
             return None
@@ -186,7 +180,7 @@ class Rpc:
             self._settle()
             call = self.call
             call.trail.end(call.now(), Ended.CANCELLED)
-            if call.outbound.options.observer is not None:
+            if self.line.watched:
                 self._context.run(call.done)  # grpc calls this from nowhere
 
     def _settle(self) -> None:
@@ -208,14 +202,14 @@ class Rpc:
 
     async def _explain(self, exc: AioRpcError, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self._line.hop)
+        below = said_below(exc.trailing_metadata(), self.line.hop)
         late = exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        if late and self._told.late(now):
-            if not self._told.kept:
+        if late and self.late(now):
+            if not self.kept:
                 await self._wait_for_the_end()
             trail.end(call.now(), Ended.TIMEOUT, detail)
             return self._over(below)
-        late = late and self._told.late_for_caller(now)
+        late = late and self.late_for_caller(now)
         trail.end(now, Ended.TIMEOUT if late else Ended.FAILED, detail or spoken(exc))
         exc.add_note(trail.line())
         if below is not None:
