@@ -13,7 +13,7 @@ import pytest
 
 import holdfast
 from holdfast.adapters.asyncpg import HeldPool, create_pool
-from holdfast.domain.errors import InsufficientBudget
+from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown
 from holdfast.testing.proxy import FaultProxy
 from tests.adapters.test_asyncpg import BOTH, ENDED, TOLD, none_at_work, until
 from tests.peers.postgres import Postgres
@@ -220,7 +220,8 @@ async def test_closing_is_bounded_by_the_deadline(postgres: Postgres) -> None:
         async with holdfast.timeout(0.2):
             await pool.close()
     assert now() - at < ENDED
-    assert held.is_closed()
+    assert pool.get_size() == 0
+    assert "released" in repr(held)
     await until(lambda: postgres.backends("closing") == 0, "a backend is left")
 
 
@@ -275,14 +276,14 @@ async def cancellations(server: Postgres, count: int, places: int = 8) -> None:
                     handle.cancel()
                     if not task.cancelled():
                         task.result()
-            except holdfast.DeadlineExceeded:
+            except (holdfast.DeadlineExceeded, OutcomeUnknown):
                 pass
 
     async with asyncio.TaskGroup() as group:
         for n in range(count):
             group.create_task(cut(n))
     assert not wrong, wrong[:5]
-    assert pool.get_idle_size() == pool.get_size() <= places
+    await until(lambda: pool.get_idle_size() == pool.get_size(), "a place is held still")
     for n in range(3 * places):
         assert await pool.fetchval("SELECT $1::int", n) == n
     await until(lambda: server.backends("soak") == pool.get_size(), "backends and pool differ")

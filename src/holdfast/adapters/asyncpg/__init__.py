@@ -9,7 +9,10 @@
             await connection.fetch("SELECT * FROM orders")      # ended at the server as well
 
     connection   the connection: a class of asyncpg's, so that it fits into any pool or toolkit
-    protocol     every operation on the wire, bounded: what goes before it, how it ends
+    cancelling   the request that ends a statement
+    protocol     every operation of asyncpg's protocol, bounded
+    bounding     what goes before an operation, how it ends, what becomes of its error
+    telling      what the server is told of the time
     replies      the answers to what we sent, taken out of what asyncpg reads
     messages     what we send, as bytes
     bounds       which time the server has been told, and whether that still fits

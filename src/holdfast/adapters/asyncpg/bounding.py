@@ -20,7 +20,6 @@ from holdfast.adapters.asyncpg.statements import Kind, kind_of
 from holdfast.adapters.asyncpg.telling import Telling
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import (
-    DeadlineExceeded,
     InsufficientBudget,
     OutcomeUnknown,
     ScopeEnded,
@@ -36,6 +35,7 @@ Operation: TypeAlias = Callable[[Any], Awaitable[Any]]
 COPY: Final = Kind("COPY", False, False, False, False, False, False, False)
 CLOSE: Final = Kind("CLOSE", False, False, False, True, False, False, False)
 _LATE: Final = (asyncpg.QueryCanceledError, TimeoutError)
+_SILENT: Final = "the server did not answer"
 _GONE: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 """How asyncpg says that a connection has gone. A time-out is an `OSError`."""
 
@@ -69,16 +69,8 @@ class Bounding(Telling):
         if isinstance(exc, _LATE):
             statement = Statement(name)
             statement.begun = begun
-            return self._told(statement, exc)
+            return statement.told(exc, _SILENT, ours=False)
         return exc
-
-    @staticmethod
-    def _told(statement: Statement, exc: Exception) -> Exception:
-        if statement.left > 0 or isinstance(exc, DeadlineExceeded):
-            return exc
-        error = statement.over(str(exc) or "the server did not answer")
-        error.__cause__ = exc
-        return error
 
     async def _ready(self, statement: Statement) -> None:
         """What must be over before anything is written: a cancelled operation, the question."""
@@ -110,12 +102,12 @@ class Bounding(Telling):
         if self.busy:  # asyncpg says that it is, and writes nothing
             return await operation(timeout)
         statement = Statement(kind.name)
-        self.busy = True
+        self.busy, ours = True, False
         try:
             if statement.limit != NEVER:
                 if not (kind.commits or kind.rolls_back):
                     statement.admit(self.refuse_below)
-                timeout = self._within(statement, timeout)
+                timeout, ours = statement.bound(timeout)
             if self.base is None or self.unsettled or self._is_cancelling():
                 await self._ready(statement)
             self.tell(statement, kind, follows=follows)
@@ -126,7 +118,7 @@ class Bounding(Telling):
         except Exception as exc:
             self.unsettled = True
             self._close_prefix(exc)
-            error = self._told(statement, exc) if isinstance(exc, _LATE) else exc
+            error = statement.told(exc, _SILENT, ours=ours) if isinstance(exc, _LATE) else exc
             if error is exc:
                 raise
             raise error from exc
@@ -143,14 +135,6 @@ class Bounding(Telling):
         elif kind.rolls_back and self.in_block:
             self.knows(None)
         return result
-
-    def _within(self, statement: Statement, timeout: Any) -> Any:
-        """The time-out for asyncpg: what is left, where the scope cancels some other task."""
-        here = statement.here
-        if here is not None and here.task is running_task():
-            return timeout
-        left = max(0.001, statement.left)
-        return min(left, timeout) if isinstance(timeout, int | float) else left
 
     def _close_prefix(self, exc: Exception) -> None:
         """Where an operation has failed on our side the prefix has no Sync: it needs one."""
@@ -206,7 +190,7 @@ class Bounding(Telling):
         except asyncio.CancelledError:
             self._abandon()
             raise
-        except (ScopeEnded, *_GONE) as exc:
+        except (ScopeEnded, asyncpg.QueryCanceledError, *_GONE) as exc:
             if isinstance(exc, asyncpg.InterfaceError) and self.is_connected():
                 raise
             if not answered:

@@ -3,6 +3,9 @@
 The value is set anew only when the one that is there would end a statement too early, or later than
 an eighth of what is left after its deadline. The client ends the statement at the deadline itself;
 the server's time-out is for when the client cannot.
+
+Trap: it holds for all that the connection sends, so for a rollback, and for what sets it anew too.
+A server that is busy may need milliseconds for those, so there is a least value.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from typing import Final
 
 from holdfast.domain.instant import Duration
 
-__all__ = ["LONGEST", "SLACK", "fits", "milliseconds_of", "range_of", "rounded", "wish_of"]
+__all__ = ["LEAST", "LONGEST", "SLACK", "fits", "milliseconds_of", "range_of", "rounded", "wish_of"]
 
 LONGEST: Final = 2**31 - 1
 """Milliseconds; the most that the server takes. What is longer has no limit there."""
 SLACK: Final = 8
-"""The server's time-out is at most one part in so many, and a millisecond, after the deadline."""
+"""The server's time-out is at most one part in so many, or `LEAST`, after the deadline."""
+LEAST: Final = 100
+"""Milliseconds; the server is never told less."""
 _STEPS: Final = 6
 _UNITS: Final = {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "d": 8.64e7}
 _SETTING: Final = re.compile(r"(\d+)\s*([a-z]*)")
@@ -33,7 +38,7 @@ def wish_of(left: Duration, base: int) -> int:
     """
     if left * 1000.0 >= LONGEST:
         return base
-    wish = max(1, ceil(left * 1000.0))
+    wish = max(LEAST, ceil(left * 1000.0))
     return base if base and base <= wish else wish
 
 
@@ -56,7 +61,9 @@ def range_of(known: int, base: int) -> tuple[Duration, Duration]:
     """Seconds left, from and to, with which `known` fits for certain, whatever the statement is."""
     if known == base:
         return (base or LONGEST) / 1000.0, inf
-    return max(1, (known - 1) * SLACK // (SLACK + 1) + 1) / 1000.0, known / 1000.0
+    if fits(known, LEAST):
+        return 0.0, known / 1000.0
+    return ((known - 1) * SLACK // (SLACK + 1) + 1) / 1000.0, known / 1000.0
 
 
 def rounded(wish: int, base: int) -> int:

@@ -19,11 +19,11 @@ from weakref import WeakMethod
 import asyncpg
 from asyncpg import connect_utils
 
+from holdfast.adapters.asyncpg.cancelling import request_cancel
 from holdfast.adapters.asyncpg.errors import Statement
 from holdfast.adapters.asyncpg.protocol import HeldProtocol, adopt
 from holdfast.adapters.asyncpg.transaction import HeldTransaction
-from holdfast.domain.errors import DeadlineExceeded
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import Duration
 from holdfast.runtime.tasks import aside
 
 __all__ = ["HeldConnection", "connect", "connecting"]
@@ -134,14 +134,18 @@ class HeldConnection(_Base):
         protocol: Any = self._protocol
         if protocol is None:
             return
+        key: tuple[int, int] = (protocol.backend_pid, protocol.backend_secret)
         with suppress(ConnectionResetError):
-            await _connect_utils._cancel(
-                loop=self._loop,
-                addr=self._addr,
-                params=self._params,
-                backend_pid=protocol.backend_pid,
-                backend_secret=protocol.backend_secret,
-            )
+            if protocol.is_ssl:
+                await _connect_utils._cancel(
+                    loop=self._loop,
+                    addr=self._addr,
+                    params=self._params,
+                    backend_pid=key[0],
+                    backend_secret=key[1],
+                )
+            else:
+                await request_cancel(self._loop, self._addr, *key)
 
 
 async def connecting(
@@ -154,16 +158,17 @@ async def connecting(
     """A connection made by `make` within the ambient deadline, which knows who it speaks to."""
     statement = Statement("connect to PostgreSQL")
     statement.admit(held[2])
-    bound = timeout if statement.limit == NEVER else min(timeout, statement.left)
+    bound, ours = statement.bound(timeout)
     try:
         async with asyncio.timeout(bound):
             connection = await make(*args, timeout=bound, **kwargs)
             if isinstance(connection._protocol, HeldProtocol):
                 await _introduced(cast("HeldConnection", connection), held)
     except TimeoutError as exc:
-        if statement.left > 0 or isinstance(exc, DeadlineExceeded):
+        error = statement.told(exc, "the server did not let us in", ours=ours)
+        if error is exc:
             raise
-        raise statement.over("the server did not let us in") from exc
+        raise error from exc
     return connection
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
+from holdfast.domain.instant import NEVER
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
+from holdfast.runtime.scope import running_task
 
 __all__ = ["Statement"]
 
@@ -20,6 +24,31 @@ class Statement(Bounded):
     """The bounds of one statement, or of what is done for it."""
 
     __slots__ = ()
+
+    def bound(self, timeout: Any) -> tuple[Any, bool]:
+        """How long to wait, where `timeout` was given, and whether that is what is left.
+
+        Only where the scope cancels some other task than this: it is not seen here, then.
+        """
+        here = self.here
+        if here is None or self.limit == NEVER or here.task is running_task():
+            return timeout, False
+        left = max(0.001, self.left)
+        if isinstance(timeout, int | float) and timeout <= left:
+            return timeout, False
+        return left, True
+
+    def told(self, exc: Exception, otherwise: str, *, ours: bool) -> Exception:
+        """The error for `exc`, which says that a time has passed; itself when that was not ours.
+
+        Args:
+            exc: what was raised.
+            otherwise: what was the matter, where it does not say.
+            ours: the time was what was left. A timer may be early, so the clock does not tell.
+        """
+        if isinstance(exc, DeadlineExceeded) or not (ours or self.left <= 0):
+            return exc
+        return self.over(str(exc) or otherwise)
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         made: DeadlineExceeded = _EXCEEDED(cause)

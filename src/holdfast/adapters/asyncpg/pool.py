@@ -19,7 +19,6 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 
 from holdfast.adapters.asyncpg.connection import HeldConnection, connecting
 from holdfast.adapters.asyncpg.errors import Statement
-from holdfast.domain.errors import DeadlineExceeded
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.phases import Phase, Trail
 from holdfast.runtime.net.phased import blamed
@@ -64,9 +63,8 @@ class HeldPool(_Base):
     async def _acquire(self, timeout: Any) -> Any:
         statement = Statement("a place in the pool")
         statement.admit(self._refuse_below)
-        left = statement.left
+        bound, ours = statement.bound(timeout)
         plain: Any = super()
-        bound = timeout if left == NEVER else left if timeout is None else min(left, timeout)
         try:
             return await plain._acquire(bound)
         except asyncio.CancelledError:
@@ -75,11 +73,9 @@ class HeldPool(_Base):
             blamed(trail, statement.now())
             raise
         except TimeoutError as exc:
-            if isinstance(exc, DeadlineExceeded):
-                raise
-            if statement.left <= 0:
-                raise statement.over(self._use()) from exc
-            raise TimeoutError(f"no place in {self._use()}") from exc
+            use = f"no place in {self._use()}"
+            error = statement.told(exc, use, ours=ours)
+            raise (TimeoutError(use) if error is exc and not str(exc) else error) from exc
 
     def _use(self) -> str:
         used = sum(not holder.is_idle() for holder in self._holders)
@@ -126,9 +122,10 @@ class HeldPool(_Base):
             async with asyncio.timeout(None if left == NEVER else max(0.001, left)):
                 await super().close()
         except TimeoutError as exc:
-            if isinstance(exc, DeadlineExceeded) or statement.left > 0:
+            error = statement.told(exc, self._use(), ours=left != NEVER)
+            if error is exc:
                 raise
-            raise statement.over(self._use()) from exc
+            raise error from exc
 
     async def preclean(self, idle: Duration) -> int:
         """The process stops: close what is idle, and what is idle for `idle` seconds from now on.

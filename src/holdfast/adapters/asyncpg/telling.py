@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # at run time the class has no parameters
 else:
     _Base = Protocol
 
+_MOMENT: Final[Duration] = 1e-6
 _RESET_NEEDS: Final = 1000
 """Milliseconds that setting a session back must be allowed to take."""
 
@@ -165,4 +166,4 @@ class Telling(_Base):
             self.least = self.most = nan  # nothing is within
         else:
             least, self.most = range_of(known, self.base)
-            self.least = max(least, self.refuse_below)
+            self.least = max(least, self.refuse_below, _MOMENT)
