@@ -97,12 +97,8 @@ def open_channel(
         PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
             status `UNAVAILABLE`.
     """
-    outbound = Outbound(
-        Options(
-            service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer
-        ),
-        ERRORS,
-    )
+    told = (service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer)
+    outbound = Outbound(Options(*told), ERRORS)
     own = list(interceptors)
     every = _every(options, keepalive)
     if credentials is None:
@@ -138,12 +134,8 @@ def open_sync_channel(
     here, and `InsufficientBudget` is raised by the call of the stub itself. Close it when it is
     done with, or use it in a `with` block.
     """
-    outbound = Outbound(
-        Options(
-            service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer
-        ),
-        BLOCKING_ERRORS,
-    )
+    told = (service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer)
+    outbound = Outbound(Options(*told), BLOCKING_ERRORS)
     every = _every(options, keepalive)
     if credentials is None:
         channel = grpc.insecure_channel(target, every, compression)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -29,9 +29,9 @@ from holdfast.domain.errors import PhaseTimeout
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Ended, Phase
 
-__all__ = ["BlockingRpc", "FutureAnswer", "StreamedAnswers"]
+__all__ = ["BlockingRpc", "FutureAnswer", "State", "StreamedAnswers"]
 
-State = Callable[[], grpc.ChannelConnectivity | None]
+State: TypeAlias = Callable[[], grpc.ChannelConnectivity | None]
 """Of a channel; none where it cannot be told."""
 
 
