@@ -7,7 +7,7 @@ the commands that were handed over are counted, and the answers that came.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from holdfast.adapters.redis.blocking import SUBSCRIBES, rule_for, shortened
 from holdfast.adapters.redis.errors import Command, named
@@ -17,6 +17,10 @@ from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.scope import ambient
 
 __all__ = ["Counting"]
+
+_HARMLESS: Final[set[Any]] = set()
+"""Commands that were looked at, and neither wait nor subscribe."""
+_MOST: Final = 1024
 
 
 class Counting:
@@ -71,9 +75,13 @@ class Counting:
         self._name = name = args[0]
         self.blocks = self.lifted = False
         self.waited = None
+        if name in _HARMLESS:
+            return args
         rule = rule_for(name)
         if rule is None:
             if not (isinstance(name, str) and " " in name):
+                if len(_HARMLESS) < _MOST:
+                    _HARMLESS.add(name)
                 return args
             words = name.split()
             rule = rule_for(words[0]) if words else None
@@ -97,13 +105,14 @@ class Counting:
             self.waited = (command, seconds)
         return args
 
-    def within_all(self, commands: Iterable[Any]) -> list[tuple[Any, ...]]:
+    def within_all(self, commands: Iterable[Any]) -> list[Any]:
         """The same for a pipeline, whose answers of nothing are handed on."""
-        found: list[tuple[Any, ...]] = []
+        found = list(commands)
         blocks = lifted = False
-        for args in commands:
-            found.append(self.within(tuple(args)))
-            blocks, lifted = blocks or self.blocks, lifted or self.lifted
+        for index, args in enumerate(found):
+            if args[0] not in _HARMLESS:
+                found[index] = self.within(tuple(args))
+                blocks, lifted = blocks or self.blocks, lifted or self.lifted
         self.resume(("pipeline", blocks, lifted, None, None))
         return found
 
@@ -125,11 +134,6 @@ class Counting:
         known, self._packed = self._packed, None
         if not self.subscribed:
             self.owed += known[1] if known is not None and known[0] is packed else 1
-
-    def answered(self) -> None:
-        """An answer has come."""
-        if self.owed:
-            self.owed -= 1
 
     def not_nothing(self, response: Any) -> Any:
         """The response, unless it is nothing because we had the server wait for a shorter time.

@@ -149,10 +149,12 @@ def _change(connection: Any, settings: Settings | None) -> None:
     connection = getattr(connection, "_conn", connection)  # behind a cache
     kind = kind_of(connection)
     if settings is None:
-        if hasattr(connection, "unbind"):
-            connection.unbind()
+        if hasattr(connection, "abandoned"):
+            connection.abandoned()
         connection.__class__ = plain(kind)
         connection.retry = plain_retry(connection.retry)
     else:
         connection.__class__ = bounded_class(kind, settings)
+        if hasattr(connection, "adopted") and kind is plain(kind):
+            connection.adopted()
         connection.retry = bounded_retry(connection.retry, settings)

@@ -15,13 +15,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from holdfast.adapters.redis.counting import Counting
 from holdfast.adapters.redis.errors import Command, named
+from holdfast.adapters.redis.sockets import bounded_socket
 from holdfast.adapters.redis.variants import kind_of, opaque, plain
 from holdfast.domain.errors import HoldfastError
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import DEFAULT_SHARES, DIALLING, Trail
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.net.blockdial import connect_blocking
-from holdfast.runtime.net.blocking import BoundSocket
 from holdfast.runtime.net.resolver import default_resolver
 from holdfast.runtime.scope import ambient
 
@@ -43,13 +43,16 @@ class InThread(_Base, Counting):
     socket_timeout: Any
     socket_connect_timeout: Any
     health_check_interval: Any
-    _command: Command | None = None
+    older: bool = False
+    """Whether its socket is from before it was instrumented, and not bounded."""
+    _begun: Instant | None = None
 
     def _connect(self) -> Any:
         limit = _limit()
         sock = self._connected(limit)
-        bound = BoundSocket(sock)
-        bound.use(limit)
+        bound = bounded_socket(sock)
+        self.older = False
+        bound.limit = limit
         return bound
 
     def _connected(self, limit: Instant) -> Any:
@@ -89,27 +92,30 @@ class InThread(_Base, Counting):
             raise
         return sock
 
-    @property
-    def _is_older(self) -> bool:
-        """Whether its socket is from before it was instrumented, and not bounded."""
-        return self._sock is not None and not isinstance(self._sock, BoundSocket)
-
     def connect(self) -> None:
         """See redis-py."""
         inner: Any = super()
-        if self._is_older:
+        if self._sock is not None:
+            if not self.older:
+                return
             inner.disconnect()
         inner.connect()
 
-    def unbind(self) -> None:
+    def adopted(self) -> None:
+        """It has just been instrumented; its socket, if any, is from before."""
+        self.older = self._sock is not None
+
+    def abandoned(self) -> None:
         """It is not instrumented any more: what bounds its socket now is nothing."""
-        self._bind(NEVER)
+        if self._sock is not None and not self.older:
+            self._sock.limit = NEVER
 
     def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
         inner: Any = super()
         if self._sock is not None:
             return
+        self.admit()
         try:
             inner.connect_check_health(*args, **kwargs)
         except (RedisError, OSError) as exc:
@@ -121,7 +127,7 @@ class InThread(_Base, Counting):
     def should_reconnect(self) -> bool:
         """Whether it is to be closed before somebody else gets it; see redis-py."""
         inner: Any = super()
-        return self.owed > 0 or self._is_older or inner.should_reconnect()
+        return self.owed > 0 or self.older or inner.should_reconnect()
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -133,7 +139,7 @@ class InThread(_Base, Counting):
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return self.counted(inner.pack_command(*self.within(args)), 1)
+        return inner.pack_command(*self.within(args))
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         """See redis-py."""
@@ -145,7 +151,13 @@ class InThread(_Base, Counting):
         """See redis-py."""
         this: Any = self
         inner: Any = super()
-        self.admit()
+        here = ambient()
+        limit = NEVER if here is None else here.limit
+        self._begun = None
+        if here is not None and limit != NEVER:
+            self._begun = now = here.driver.now()
+            if limit <= now or limit - now < self.holdfast.refuse_below:
+                self.admit()
         if not self._sock or (check_health and self.health_check_interval):
             known = self.pause()
             if not self._sock:
@@ -153,9 +165,9 @@ class InThread(_Base, Counting):
             if check_health:
                 this.check_health()
             self.resume(known)
-        self._command = under_way = Command(named(self._name))
         self.handed_over(command)
-        self._bind(under_way.limit)
+        if not self.older:
+            self._sock.limit = limit
         try:
             inner.send_packed_command(command, check_health=False)
         except RedisError as exc:
@@ -169,9 +181,12 @@ class InThread(_Base, Counting):
             DeadlineExceeded: nothing came, and nothing is left.
         """
         inner: Any = super()
+        if timeout == 0:
+            return inner.can_read(0)
         limit = _limit()
-        self._bind(limit)
-        if limit == NEVER or timeout == 0:
+        if self._sock is not None and not self.older:
+            self._sock.limit = limit
+        if limit == NEVER:
             return inner.can_read(timeout)
         left = max(0.0, limit - monotonic())
         found = inner.can_read(left if timeout is None else min(timeout, left))
@@ -182,25 +197,28 @@ class InThread(_Base, Counting):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        push = kwargs.get("push_request", False)
-        self._bind(_limit())
-        lifted: Any = self._sock if self.lifted else None
+        counts = not (kwargs and kwargs.get("push_request"))
+        sock = self._sock
+        if not counts and sock is not None and not self.older:
+            # A message may be waited for anywhere; the answer to a command where that was sent.
+            sock.limit = _limit()
+        lifted: Any = sock if self.lifted else None
         if lifted is not None:
             lifted.settimeout(None)
         try:
             response = inner.read_response(*args, **kwargs)
         except ResponseError:
             self.waited = None
-            if not push:
-                self.answered()
+            if counts and self.owed:
+                self.owed -= 1
             raise
         except RedisError as exc:
             raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
         finally:
             if lifted is not None and self._sock is lifted:
                 lifted.settimeout(self.socket_timeout)
-        if not push:
-            self.answered()
+        if counts and self.owed:
+            self.owed -= 1
         return response if self.waited is None else self.not_nothing(response)
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
@@ -212,20 +230,15 @@ class InThread(_Base, Counting):
 
     # -- bounds ----------------------------------------------------------------------------------
 
-    def _bind(self, limit: Instant) -> None:
-        sock = self._sock
-        if isinstance(sock, BoundSocket):
-            sock.use(limit)
-
     def _explained(self, exc: Exception, doing: str) -> Exception:
         """Our own error when the time is over, else what redis-py has raised."""
         if isinstance(exc, HoldfastError):
             return exc
-        command = self._command
-        if command is None or command.limit != _limit():
-            command = Command(named(self._name))
+        command = Command(named(self._name))
         if not command.spent:
             return exc
+        if self._begun is not None:
+            command.begun = min(command.begun, self._begun)
         error = command.over(doing)
         error.__cause__ = exc
         return error

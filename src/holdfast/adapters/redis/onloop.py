@@ -53,7 +53,7 @@ class OnLoop(_Base, Counting):
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return self.counted(inner.pack_command(*self.within(args)), 1)
+        return inner.pack_command(*self.within(args))
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         """See redis-py."""
@@ -109,54 +109,46 @@ class OnLoop(_Base, Counting):
         disconnect_on_error: bool = True,
         push_request: Any = False,
     ) -> Any:
-        """See redis-py."""
+        """See redis-py. One that is cancelled may stay open, for the pool to see to."""
         inner: Any = super()
         if self.draining:
             await self.disconnect(nowait=True)
-        if self.holdfast.keep and disconnect_on_error and not self.blocks:
-            reading = self._read_or_keep(disable_decoding, timeout, push_request)
-        elif not self.lifted:
-            reading = inner.read_response(
+        keeps = disconnect_on_error and not self.blocks and self.holdfast.keep > 0
+        own, lifted = self.socket_timeout, self.lifted
+        if lifted:
+            self.socket_timeout = None  # the server was told how long to wait
+        try:
+            response = await inner.read_response(
                 disable_decoding,
                 timeout,
-                disconnect_on_error=disconnect_on_error,
+                disconnect_on_error=disconnect_on_error and not keeps,
                 push_request=push_request,
             )
-        else:
-            reading = self._read_lifted(
-                disable_decoding, timeout, disconnect_on_error, push_request
-            )
-        try:
-            response = await reading
         except ResponseError:
             self.waited = None
-            if not push_request:
-                self.answered()
+            if self.owed and not push_request:
+                self.owed -= 1
             raise
-        if not push_request:
-            self.answered()
+        except BaseException as exc:
+            if keeps and isinstance(exc, asyncio.CancelledError):
+                await self._cut_off()
+            elif keeps:
+                await self.disconnect(nowait=True)
+            raise
+        finally:
+            if lifted:
+                self.socket_timeout = own
+        if self.owed and not push_request:
+            self.owed -= 1
         return response if self.waited is None else self.not_nothing(response)
 
-    async def _read_or_keep(self, disable_decoding: bool, timeout: Any, push_request: Any) -> Any:
-        """Read, and stay open when that is cancelled, for the pool to see to."""
-        inner: Any = super()
-        try:
-            return await inner.read_response(
-                disable_decoding, timeout, disconnect_on_error=False, push_request=push_request
-            )
-        except asyncio.CancelledError:
-            writer = self._writer
-            if writer is None or writer.transport.get_write_buffer_size():
-                await self.disconnect(nowait=True)
-            else:
-                self.draining = True
-                self.cut = self.owed
-            raise
-        except ResponseError:
-            raise
-        except BaseException:
+    async def _cut_off(self) -> None:
+        writer = self._writer
+        if writer is None or writer.transport.get_write_buffer_size():
             await self.disconnect(nowait=True)
-            raise
+        else:
+            self.draining = True
+            self.cut = self.owed
 
     async def drained(self) -> None:
         """Read and forget the answers that are owed.
@@ -168,24 +160,8 @@ class OnLoop(_Base, Counting):
         while self.owed:
             with suppress(ResponseError):
                 await inner.read_response(disconnect_on_error=False)
-            self.answered()
+            self.owed -= 1
         self.draining = False
-
-    async def _read_lifted(
-        self, disable_decoding: bool, timeout: Any, disconnect_on_error: bool, push_request: Any
-    ) -> Any:
-        """Read without the time-out of the socket: the server was told how long to wait."""
-        inner: Any = super()
-        before, self.socket_timeout = self.socket_timeout, None
-        try:
-            return await inner.read_response(
-                disable_decoding,
-                timeout,
-                disconnect_on_error=disconnect_on_error,
-                push_request=push_request,
-            )
-        finally:
-            self.socket_timeout = before
 
     async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
         """See redis-py; one that is owed an answer is not closed with courtesy."""

@@ -90,7 +90,7 @@ class _OnLoop(_AsyncPool, _Pool):
         if connection.draining or connection.connecting is not None:
             self._finish(connection)
             return
-        if connection.should_reconnect() or connection.subscribed:
+        if connection.owed or connection.subscribed:
             await connection.disconnect(nowait=True)
         try:
             await inner.release(connection)
@@ -220,7 +220,6 @@ class _InThread(_SyncPool, _Pool):
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        self._admit()
         try:
             return inner.get_connection(*args, **kwargs)
         except RedisError as exc:
@@ -234,7 +233,7 @@ class _InThread(_SyncPool, _Pool):
     def release(self, connection: Any) -> None:
         """See redis-py."""
         inner: Any = super()
-        if connection.should_reconnect() or self.holdfast_idle != NEVER:
+        if getattr(connection, "owed", 0) or self.holdfast_idle != NEVER:
             connection.disconnect()
         inner.release(connection)
 

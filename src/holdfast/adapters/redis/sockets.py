@@ -1,0 +1,121 @@
+"""Sockets of a thread whose every wait ends at an instant, at the price of a socket.
+
+`holdfast.runtime.net.blocking.BoundSocket` does more, and is an object around a socket: for a
+command of Redis, which takes 50 us, that is too dear. These are sockets themselves. The system is
+told a new time-out only where the old one would be off by more than `SLACK`.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any, Final
+
+from holdfast.adapters.redis.variants import opaque
+from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.runtime.clock import monotonic
+
+__all__ = ["SLACK", "bounded_socket"]
+
+SLACK: Final[Duration] = 0.005
+"""Seconds that a wait may go on beyond its instant."""
+
+_TLS = opaque(ssl.SSLSocket)
+_TCP = opaque(socket.socket)
+
+
+class _Bounded:
+    """What both kinds have.
+
+    Attributes:
+        limit: monotonic instant by which its waits end; infinite without one.
+        own: seconds that redis-py gives each wait; infinite for no bound.
+        armed: seconds that the system has been told.
+    """
+
+    __slots__ = ()
+
+    limit: Instant
+    own: Duration
+    armed: Duration
+
+    def settimeout(self, seconds: Duration | None) -> None:
+        """As of a socket; the system is told when it waits."""
+        self.own = NEVER if seconds is None else seconds
+
+    def gettimeout(self) -> Duration | None:
+        """As of a socket."""
+        return None if self.own == NEVER else self.own
+
+    def arm(self) -> None:
+        """Let the next wait take what is left.
+
+        Raises:
+            TimeoutError: nothing is.
+        """
+        wanted, armed = self.own, self.armed
+        if wanted == 0.0:
+            if armed == 0.0:
+                return
+        else:
+            limit = self.limit
+            if limit != NEVER:
+                left = limit - monotonic()
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                wanted = min(wanted, left)
+            if wanted <= armed <= wanted + SLACK:
+                return
+        inner: Any = super()
+        inner.settimeout(None if wanted == NEVER else wanted)
+        self.armed = wanted
+
+    def recv(self, *args: Any) -> Any:
+        """As of a socket."""
+        inner: Any = super()
+        self.arm()
+        return inner.recv(*args)
+
+    def recv_into(self, *args: Any) -> Any:
+        """As of a socket."""
+        inner: Any = super()
+        self.arm()
+        return inner.recv_into(*args)
+
+    def send(self, *args: Any) -> Any:
+        """As of a socket."""
+        inner: Any = super()
+        self.arm()
+        return inner.send(*args)
+
+    def sendall(self, *args: Any) -> Any:
+        """As of a socket; all of it together ends in time."""
+        inner: Any = super()
+        self.arm()
+        return inner.sendall(*args)
+
+
+class _BoundedTcp(_Bounded, _TCP):
+    __slots__ = ("armed", "limit", "own")
+
+
+class _BoundedTls(_Bounded, _TLS):
+    pass
+
+
+def bounded_socket(sock: Any) -> Any:
+    """A socket of ours in the place of `sock`, which is used up."""
+    own = sock.gettimeout()
+    made: Any
+    if isinstance(sock, ssl.SSLSocket):
+        made = sock
+        made.__class__ = _BoundedTls
+    elif isinstance(sock, socket.socket):
+        kind = opaque(_BoundedTcp)
+        made = kind(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    else:
+        return sock  # of a test, or of a library for TLS
+    made.limit = NEVER
+    made.own = NEVER if own is None else own
+    made.armed = -1.0  # so that the first wait tells
+    return made
