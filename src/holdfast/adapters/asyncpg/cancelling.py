@@ -1,18 +1,22 @@
-"""The request that ends a statement, over a connection of its own.
+"""The request that ends a statement, over a connection of its own; and connects that were cut.
 
 asyncpg has one too. That asks the server for TLS first, also where the connection has none, which
 is a round trip more, and where it is cut it leaves an error behind that nobody retrieves.
 
-What belongs here: one request. Trap: the server has passed it on only when it has closed.
+What belongs here: what asyncpg leaves to be done after a cancellation. Trap: the server has passed
+a request on only when it has closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from struct import pack
+from traceback import walk_tb
 from typing import Any, Final
 
-__all__ = ["request_cancel"]
+from asyncpg.connect_utils import TLSUpgradeProto
+
+__all__ = ["request_cancel", "retrieved"]
 
 _CODE: Final = 80_877_102
 
@@ -54,3 +58,22 @@ async def request_cancel(
         await done
     finally:
         transport.abort()
+
+
+def retrieved(exc: BaseException | None) -> None:
+    """Take note of the error that a connect which `exc` has cut would complain about later.
+
+    asyncpg has a future for the answer to its wish for TLS. When it is cut right before it waits
+    for that, nobody does, and the end of the connection is its error.
+    """
+    while exc is not None:
+        for frame, _ in walk_tb(exc.__traceback__):
+            protocol = frame.f_locals.get("protocol")
+            if isinstance(protocol, TLSUpgradeProto):
+                protocol.on_data.add_done_callback(_seen)
+        exc = exc.__cause__
+
+
+def _seen(answer: asyncio.Future[Any]) -> None:
+    if not answer.cancelled():
+        answer.exception()

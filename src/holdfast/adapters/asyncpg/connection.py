@@ -19,7 +19,7 @@ from weakref import WeakMethod
 import asyncpg
 from asyncpg import connect_utils
 
-from holdfast.adapters.asyncpg.cancelling import request_cancel
+from holdfast.adapters.asyncpg.cancelling import request_cancel, retrieved
 from holdfast.adapters.asyncpg.errors import Statement
 from holdfast.adapters.asyncpg.protocol import HeldProtocol, adopt
 from holdfast.adapters.asyncpg.transaction import HeldTransaction
@@ -164,7 +164,11 @@ async def connecting(
             connection = await make(*args, timeout=bound, **kwargs)
             if isinstance(connection._protocol, HeldProtocol):
                 await _introduced(cast("HeldConnection", connection), held)
+    except asyncio.CancelledError as exc:
+        retrieved(exc)
+        raise
     except TimeoutError as exc:
+        retrieved(exc)
         error = statement.told(exc, "the server did not let us in", ours=ours)
         if error is exc:
             raise
