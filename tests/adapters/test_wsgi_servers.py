@@ -51,7 +51,7 @@ def test_a_view_that_asks_a_dripping_upstream_is_answered_at_the_callers_deadlin
     began = time.monotonic()
     status, headers, body = served.ask(
         f"/{dress}/{client}/{rudeness}",
-        f"{DEADLINE}: 300",
+        f"{DEADLINE}: 400",
         f"x-request-id: {mark}",
         PARENT,
         "x-release-stage: canary",
@@ -67,7 +67,7 @@ def test_a_view_that_asks_a_dripping_upstream_is_answered_at_the_callers_deadlin
     assert document["type"] == "urn:holdfast:problem:deadline-exceeded"
     assert document["request_id"] == mark
     (told,) = _heads(rude, mark)
-    assert 0 < _left(told) < 300
+    assert 0 < _left(told) < 400
     assert f"00-{TRACE}-" in told
     assert "00f067aa0ba902b7" not in told
     assert "x-release-stage: canary" in told.lower()
@@ -132,7 +132,7 @@ def test_a_request_without_headers_gets_a_name_and_the_limit_of_the_policy(
 
 @pytest.mark.parametrize("dress", FRAMEWORKS)
 def test_an_answer_that_comes_too_late_is_replaced(served: Gunicorn, dress: str) -> None:
-    status, headers, body = served.ask(f"/{dress}/sleep/0.15", f"{DEADLINE}: 50")
+    status, headers, body = served.ask(f"/{dress}/sleep/0.35", f"{DEADLINE}: 200")
     assert status == 504
     assert "noticed when the response began" in json.loads(body)["detail"]
     assert "deadline-exceeded" in headers
@@ -187,7 +187,7 @@ def test_a_body_is_made_inside_the_scope(served: Gunicorn, dress: str) -> None:
 
 @pytest.mark.parametrize("dress", FRAMEWORKS)
 def test_a_begun_response_is_cut_so_that_it_never_looks_whole(served: Gunicorn, dress: str) -> None:
-    status, headers, body = served.ask(f"/{dress}/drip/50/0.05", f"{DEADLINE}: 200")
+    status, headers, body = served.ask(f"/{dress}/drip/50/0.05", f"{DEADLINE}: 400")
     assert status == 200
     assert headers["transfer-encoding"] == "chunked"
     assert body.endswith(b"(cut)")
@@ -198,8 +198,8 @@ def test_a_begun_response_is_cut_so_that_it_never_looks_whole(served: Gunicorn, 
 def test_a_slow_reader_of_a_body_with_a_length_is_cut_short(served: Gunicorn, dress: str) -> None:
     size = 48_000_000
     with served.connect() as sock:
-        sock.sendall(head(f"/{dress}/big/{size}", f"{DEADLINE}: 300"))
-        time.sleep(0.6)
+        sock.sendall(head(f"/{dress}/big/{size}", f"{DEADLINE}: 500"))
+        time.sleep(0.8)
         status, headers, body = parsed(everything(sock))
     assert status == 200
     assert headers["content-length"] == str(size)
@@ -268,15 +268,12 @@ def test_a_trusted_proxy_tells_since_when_a_request_has_waited(served: Gunicorn)
 # -- the end ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("worker", "dress"), [("sync", "flask"), ("gthread", "django")])
-def test_what_is_in_flight_is_answered_when_the_server_stops(worker: str, dress: str) -> None:
-    with gunicorn(worker) as served, served.connect() as sock:
-        sock.sendall(head(f"/{dress}/drip/4/0.2"))
+def test_a_worker_that_stops_finishes_what_is_in_flight() -> None:
+    with gunicorn("sync") as served, served.connect() as sock:
+        sock.sendall(head("/flask/drip/4/0.2"))
         assert sock.recv(1) == b"H"
         served.terminate()
-        _, _, body = parsed(b"H" + everything(sock))
-        assert body.count(b"\n") == 4
-        assert not body.endswith(b"(cut)")
+        _whole(b"H" + everything(sock))
         assert served.process.wait(PATIENCE) == 0
 
 
@@ -285,7 +282,7 @@ def test_a_kept_connection_is_told_that_it_ends() -> None:
         kept.sendall(head("/flask/context"))
         _, headers, _ = exactly_one(kept)
         assert headers["connection"] == "keep-alive"
-        busy.sendall(head("/flask/drip/4/0.2"))
+        busy.sendall(head("/django/drip/4/0.2"))
         assert busy.recv(1) == b"H"
         served.terminate()
         time.sleep(0.2)
@@ -293,14 +290,20 @@ def test_a_kept_connection_is_told_that_it_ends() -> None:
         status, headers, _ = exactly_one(kept)
         assert status == 200
         assert headers["connection"] == "close"
-        everything(busy)
+        _whole(b"H" + everything(busy))
         assert served.process.wait(PATIENCE) == 0
 
 
-def test_many_requests_at_once_do_not_mix(rude: Rude) -> None:
+def _whole(raw: bytes) -> None:
+    _, _, body = parsed(raw)
+    assert body.count(b"\n") == 4
+    assert not body.endswith(b"(cut)")
+
+
+def test_many_requests_at_once_do_not_mix(served: Gunicorn) -> None:
     wrong: list[str] = []
 
-    def ask(served: Gunicorn, dress: str, name: str) -> None:
+    def ask(dress: str, name: str) -> None:
         for index in range(10):
             given = f"{name}-{index}"
             budget = 2000 + 100 * index
@@ -313,13 +316,9 @@ def test_many_requests_at_once_do_not_mix(rude: Rude) -> None:
             if not seen["left"] <= budget / 1e3:
                 wrong.append(f"{given}: {seen}")
 
-    with gunicorn("gthread", rude.url("")) as served:
-        threads = [
-            threading.Thread(target=ask, args=[served, FRAMEWORKS[n % 3], f"t{n}"])
-            for n in range(9)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    threads = [threading.Thread(target=ask, args=[FRAMEWORKS[n % 3], f"t{n}"]) for n in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not wrong
