@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
 import gc
 import io
@@ -404,6 +406,9 @@ def test_an_error_that_was_raised_from_ours_is_understood() -> None:
     assert cause_behind(theirs) is ours.cause
     assert cause_behind(RuntimeError()) is None
     assert cause_behind(None) is None
+    circle = RuntimeError()
+    circle.__cause__ = circle
+    assert cause_behind(circle) is None
 
 
 def test_an_error_of_the_application_passes_and_is_noted_when_late() -> None:
@@ -445,6 +450,20 @@ def test_a_writer_is_told_that_it_is_late() -> None:
     assert answer.parts == [b"x"]
     assert answer.error is seen[1], "it is cut"
     assert middleware.counts["ended.deadline"] == 2
+
+
+def test_a_writer_of_a_page_about_ours_is_told() -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        try:
+            with holdfast.timeout(0.001):
+                time.sleep(0.01)
+        except holdfast.DeadlineExceeded:
+            write = start_response("500 Oh", TEXT)
+            write(b"")  # an empty part begins nothing
+            write(b"a page")
+        return []
+
+    assert ask(HoldfastMiddleware(app)).code == 504
 
 
 def test_a_writer_whose_list_comes_late_is_cut() -> None:
@@ -645,6 +664,23 @@ def test_inside_of_another_server_carrier_the_context_is_that_one() -> None:
     assert seen[0][1] <= 3.0
     assert "x-request-id" not in answer.headers
     assert "server-timing" not in answer.headers
+
+
+def test_what_is_around_may_be_over_already() -> None:
+    middleware = HoldfastMiddleware(listing)
+    with contextlib.suppress(TimeoutError), holdfast.timeout(0.01):
+        time.sleep(0.02)
+        assert ask(middleware).code == 504
+    assert middleware.counts == {"refused.expired": 1, "ended.deadline": 1}
+
+
+async def test_what_is_around_may_have_ended() -> None:
+    middleware = HoldfastMiddleware(listing)
+    async with holdfast.scope("a request of the server around"):
+        context = contextvars.copy_context()
+    answer = await asyncio.to_thread(context.run, ask, middleware)
+    assert answer.code == 503
+    assert middleware.counts["refused.cancelled"] == 1
 
 
 async def test_a_test_may_call_it_in_a_coroutine() -> None:

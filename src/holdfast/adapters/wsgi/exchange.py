@@ -80,7 +80,7 @@ class Exchange(Served):
         self._headers: Headers = []
         self._failure: Cause | None = None
         self.noted: Cause | None = None
-        self.begun = self._complete = False
+        self.begun = self._complete = self._entered = False
         self._length: float = NEVER
         self._sent = 0
         self._end: Instant = NEVER
@@ -100,13 +100,14 @@ class Exchange(Served):
             late = ended.cause.kind is CauseKind.DEADLINE
             self.terms.counts["refused.expired" if late else "refused.cancelled"] += 1
             return ended.cause
+        self._entered = True
         if self.streams and not self.terms.observing:
             self._become_stream()
         return None
 
     def close(self, outcome: Outcome) -> None:
         """Leave the scope, once."""
-        if self.scope.outcome is None and self.scope.parent is not None:
+        if self._entered and self.scope.outcome is None:
             self.scope.close(outcome)
             self.observe(self.now())
 
@@ -249,7 +250,7 @@ class Exchange(Served):
         now = self.now()
         if cause.kind is CauseKind.SHUTDOWN:
             self.terms.counts["turned_away"] += 1
-        elif self.scope.opened_at and self.scope.limit + _OVERDUE < now:
+        elif self._entered and self.scope.limit + _OVERDUE < now:
             self.terms.counts["overdue"] += 1
         status, headers, body = self.answer(cause, now)
         shown = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
