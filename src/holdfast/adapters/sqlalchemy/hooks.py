@@ -38,7 +38,6 @@ __all__ = ["Hooks"]
 _POSTGRES: Final = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2"})
 _LIBPQ: Final = frozenset({"psycopg", "psycopg_async", "psycopg2"})
 _COVERED: Final = (
-    "do_begin",
     "do_commit",
     "do_rollback",
     "do_rollback_to_savepoint",
@@ -142,21 +141,20 @@ class Hooks:
 
     def _bounded(self, cursor: Any, statement: Any, context: Any, *, many: bool) -> Any:
         """The statement as it is to be executed, when it may begin and its bounds are set."""
-        here = ambient()
         if context is None:
             return statement
-        if here is not None:
-            bounds = Statement(_name(statement))
-            bounds.admit(self._refuse_below)
-            left = bounds.left
-        else:
-            bounds, left = None, NEVER
+        # The name of the statement is made, and what is known of it kept, when there is an error.
+        here, left = ambient(), NEVER
+        if here is not None and here.limit != NEVER:
+            left = here.limit - here.driver.now()
+            if left <= 0 or left < self._refuse_below:
+                Statement(_name(statement)).admit(self._refuse_below)
         held = context.root_connection.connection
         state = state_of(held)
         if self._progress is not None:
-            state.here, state.limit, state.cut = here, left, False
-            if bounds is not None:
-                state.now, state.limit = bounds.now, bounds.limit
+            state.here, state.limit, state.cut = here, NEVER, False
+            if here is not None:
+                state.limit, state.now = here.limit, here.driver.now
             self._progress.arm(state, held, left)
         elif self._server is not None and not state.by_driver and not _autocommits(held):
             alone = many or getattr(cursor, "name", None) is not None
@@ -206,10 +204,6 @@ class Hooks:
 
     # -- transactions ----------------------------------------------------------------------------
 
-    def _do_begin(self, held: Any) -> None:
-        state_of(held).told = None
-        self._plain.do_begin(self.dialect, held)
-
     def _do_rollback_to_savepoint(self, connection: Any, name: str) -> None:
         self._plain.do_rollback_to_savepoint(self.dialect, connection, name)
         state_of(connection.connection).told = None
@@ -233,7 +227,7 @@ class Hooks:
     def _do_rollback(self, held: Any) -> None:
         state = state_of(held)
         state.told, state.limit, state.here = None, NEVER, None
-        if self._is_async and not state.by_driver:
+        if self._is_async and not state.by_driver and ambient() is not None:
             rollback_within(self._grace, self._rollback, held)
         else:
             self._rollback(held)
@@ -256,7 +250,8 @@ class Hooks:
             return None
         found = ours_behind(error)
         if found is not None:
-            if isinstance(found, OutcomeUnknown) or not self._is_usable(held):
+            unknown = isinstance(found, OutcomeUnknown) and self._progress is None
+            if unknown or not self._is_usable(held):
                 context.is_disconnect = True
                 context.invalidate_pool_on_disconnect = False
             return self._raised(found, error, context)
@@ -313,7 +308,9 @@ class Hooks:
             if driver.is_closed():
                 return False
             # Else a BEGIN was cut, of which nobody knows whether it was done.
-            return held.dbapi_connection._transaction is not None or _autocommits(held)
+            plain = held.dbapi_connection
+            begun = getattr(plain, "_started", plain._transaction is not None)  # the former in 2.0
+            return begun or _autocommits(held)
         if self._driver in ("psycopg", "psycopg_async"):
             return driver.pgconn.transaction_status in _USABLE
         return True

@@ -12,9 +12,10 @@ from typing import Any, Final
 from sqlalchemy import exc
 
 from holdfast.adapters.sqlalchemy.errors import PoolWait
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Phase, Trail
 from holdfast.runtime.ambient import remaining
+from holdfast.runtime.scope import ambient
 
 __all__ = ["bind_pool", "unbind_pool"]
 
@@ -37,16 +38,25 @@ def _bound_queue(plain: Any) -> type:
 
 def _bound_pool(plain: Any, refuse_below: Duration) -> type:
     def do_get(pool: Any) -> Any:
-        wait = PoolWait("pool")
-        wait.admit(refuse_below)
+        here = ambient()
+        if here is None:
+            return plain._do_get(pool)
+        begun = here.driver.now()
+        if here.limit - begun <= refuse_below:
+            PoolWait("pool").admit(refuse_below)
         try:
             return plain._do_get(pool)
         except exc.TimeoutError as error:
+            wait = _wait(begun)
             if wait.left > 2 * _AHEAD:
                 raise
             raise wait.over(f"no connection was free, {_said(pool)}") from error
         except asyncio.CancelledError:
-            _blame(wait, pool)
+            wait = _wait(begun)
+            target = f"a pool of connections ({_said(pool)})"
+            trail = Trail(target, begun, wait.limit, client="sqlalchemy")
+            trail.begin(Phase.POOL, begun)
+            here.blame(trail)  # the error of the scope that is cancelled will tell
             raise
 
     body: dict[str, Any] = {"_do_get": do_get, _PLAIN: plain}
@@ -64,13 +74,10 @@ def _derived(plain: type, body: dict[str, Any]) -> type:
     return type(plain.__name__, (plain,), {**same, **body})
 
 
-def _blame(wait: PoolWait, pool: Any) -> None:
-    """The error of the scope that is cancelled will tell what was waited for."""
-    if wait.here is not None:
-        target = f"a pool of connections ({_said(pool)})"
-        trail = Trail(target, wait.begun, wait.limit, client="sqlalchemy")
-        trail.begin(Phase.POOL, wait.begun)
-        wait.here.blame(trail)
+def _wait(begun: Instant) -> PoolWait:
+    wait = PoolWait("pool")
+    wait.begun = begun
+    return wait
 
 
 def _said(pool: Any) -> str:
