@@ -72,19 +72,22 @@ async def test_a_transaction_follows_the_scopes_inside(postgres: Any) -> None:
 
 @pytest.mark.real_time
 async def test_what_a_savepoint_takes_back_is_set_again(postgres: Any) -> None:
-    async with await AsyncConnection.connect(postgres.dsn()) as connection:
-        async with holdfast.timeout(60), connection.transaction():
-            async with holdfast.timeout(5):
-                assert near(await shown(connection), 5)
-            async with connection.transaction(force_rollback=True):
-                assert near(await shown(connection), 60)
+    async with (
+        await AsyncConnection.connect(postgres.dsn()) as connection,
+        holdfast.timeout(60),
+        connection.transaction(),
+    ):
+        async with holdfast.timeout(5):
+            assert near(await shown(connection), 5)
+        async with connection.transaction(force_rollback=True):
             assert near(await shown(connection), 60)
-            await connection.execute("SAVEPOINT a")
-            async with holdfast.timeout(5):
-                assert near(await shown(connection), 5)
-            await connection.execute("ROLLBACK TO a")
-            async with holdfast.timeout(5):
-                assert near(await shown(connection), 5)
+        assert near(await shown(connection), 60)
+        await connection.execute("SAVEPOINT a")
+        async with holdfast.timeout(5):
+            assert near(await shown(connection), 5)
+        await connection.execute("ROLLBACK TO a")
+        async with holdfast.timeout(5):
+            assert near(await shown(connection), 5)
 
 
 @pytest.mark.real_time
@@ -112,28 +115,32 @@ async def test_the_own_limit_of_the_session_is_never_loosened(
 
 @pytest.mark.real_time
 async def test_what_the_user_sets_in_a_transaction_stays(postgres: Any) -> None:
-    async with await AsyncConnection.connect(postgres.dsn()) as connection:
-        async with holdfast.timeout(30):
-            async with connection.transaction():
-                await connection.execute("SET LOCAL statement_timeout = '7s'")
-                assert await shown(connection) == 7000
-                assert await shown(connection, SHOW_WITH, 1) == 7000
-            async with connection.transaction():
-                assert near(await shown(connection), 30)
+    async with (
+        await AsyncConnection.connect(postgres.dsn()) as connection,
+        holdfast.timeout(30),
+    ):
+        async with connection.transaction():
+            await connection.execute("SET LOCAL statement_timeout = '7s'")
+            assert await shown(connection) == 7000
+            assert await shown(connection, SHOW_WITH, 1) == 7000
+        async with connection.transaction():
+            assert near(await shown(connection), 30)
 
 
 @pytest.mark.real_time
 async def test_what_cannot_run_in_a_transaction_runs(postgres: Any) -> None:
-    async with await AsyncConnection.connect(postgres.dsn(), autocommit=True) as connection:
-        async with holdfast.timeout(30):
-            await connection.execute("CREATE TABLE IF NOT EXISTS odd (n int)")
-            await connection.execute("VACUUM odd")
-            await connection.execute("CREATE INDEX CONCURRENTLY odd_n ON odd (n)")
-            await connection.execute("DROP TABLE odd")
-            await connection.execute("DO $$ BEGIN COMMIT; END $$")
-            cursor = await connection.execute("SELECT 1; SELECT 2")
-            found = [await part.fetchone() async for part in cursor.results()]
-            assert found == [(1,), (2,)]
+    async with (
+        await AsyncConnection.connect(postgres.dsn(), autocommit=True) as connection,
+        holdfast.timeout(30),
+    ):
+        await connection.execute("CREATE TABLE IF NOT EXISTS odd (n int)")
+        await connection.execute("VACUUM odd")
+        await connection.execute("CREATE INDEX CONCURRENTLY odd_n ON odd (n)")
+        await connection.execute("DROP TABLE odd")
+        await connection.execute("DO $$ BEGIN COMMIT; END $$")
+        cursor = await connection.execute("SELECT 1; SELECT 2")
+        found = [await part.fetchone() async for part in cursor.results()]
+        assert found == [(1,), (2,)]
 
 
 @pytest.mark.real_time
@@ -201,28 +208,30 @@ async def test_many_at_once_and_pipelines(postgres: Any) -> None:
 
 @pytest.mark.real_time
 async def test_streams_copies_and_cursors_of_the_server(postgres: Any) -> None:
-    async with await AsyncConnection.connect(postgres.dsn()) as connection:
-        async with holdfast.timeout(30):
-            await connection.execute("CREATE TEMP TABLE t (n int)")
-            async with connection.cursor().copy("COPY t FROM STDIN") as copy:
-                for n in range(100):
-                    await copy.write_row((n,))
-            async with connection.cursor().copy("COPY (SELECT n FROM t) TO STDOUT") as copy:
-                assert len([row async for row in copy.rows()]) == 100
-            found = [row async for row in connection.cursor().stream("SELECT n FROM t")]
-            assert len(found) == 100
+    async with (
+        await AsyncConnection.connect(postgres.dsn()) as connection,
+        holdfast.timeout(30),
+    ):
+        await connection.execute("CREATE TEMP TABLE t (n int)")
+        async with connection.cursor().copy("COPY t FROM STDIN") as copy:
+            for n in range(100):
+                await copy.write_row((n,))
+        async with connection.cursor().copy("COPY (SELECT n FROM t) TO STDOUT") as copy:
+            assert len([row async for row in copy.rows()]) == 100
+        found = [row async for row in connection.cursor().stream("SELECT n FROM t")]
+        assert len(found) == 100
+        async with holdfast.timeout(5):
+            async for row in connection.cursor().stream(SHOW):
+                assert near(milliseconds(row[0]), 5)
+        async with connection.cursor("named") as named:
+            await named.execute(SHOW + ", n FROM t")
+            for row in await named.fetchmany(10):
+                assert near(milliseconds(row[0]), 30)
             async with holdfast.timeout(5):
-                async for row in connection.cursor().stream(SHOW):
-                    assert near(milliseconds(row[0]), 5)
-            async with connection.cursor("named") as named:
-                await named.execute(SHOW + ", n FROM t")
                 for row in await named.fetchmany(10):
-                    assert near(milliseconds(row[0]), 30)
-                async with holdfast.timeout(5):
-                    for row in await named.fetchmany(10):
-                        assert near(milliseconds(row[0]), 5)
-                async for row in named:
-                    assert near(milliseconds(row[0]), 30)
+                    assert near(milliseconds(row[0]), 5)
+            async for row in named:
+                assert near(milliseconds(row[0]), 30)
 
 
 # -- round trips ---------------------------------------------------------------------------------
@@ -254,15 +263,17 @@ async def test_no_statement_costs_a_round_trip_more(
 
     counts: list[int] = []
     for kind in (psycopg.AsyncConnection, AsyncConnection):
-        async with await kind.connect(postgres.dsn(), autocommit=autocommit) as connection:
-            async with holdfast.timeout(30):
-                await connection.execute("SELECT 0")  # it asks for the session's own limit, once
-                await connection.commit()
-                count = trips(connection, tmp_path / kind.__module__)
-                next(count)
-                await work(connection)
-                counts.append(next(count))
-                count.close()
+        async with (
+            await kind.connect(postgres.dsn(), autocommit=autocommit) as connection,
+            holdfast.timeout(30),
+        ):
+            await connection.execute("SELECT 0")  # it asks for the session's own limit, once
+            await connection.commit()
+            count = trips(connection, tmp_path / kind.__module__)
+            next(count)
+            await work(connection)
+            counts.append(next(count))
+            count.close()
     plain, ours = counts
     # In autocommit mode what is to be prepared is prepared in the same flight.
     assert ours <= plain
@@ -273,15 +284,18 @@ async def test_no_statement_costs_a_round_trip_more(
 async def test_a_transaction_is_told_again_only_when_it_is_too_loose(
     postgres: Any, tmp_path: Path
 ) -> None:
-    async with await AsyncConnection.connect(postgres.dsn()) as connection:
-        async with holdfast.timeout(30), connection.transaction():
-            first = await shown(connection)
+    async with (
+        await AsyncConnection.connect(postgres.dsn()) as connection,
+        holdfast.timeout(30),
+        connection.transaction(),
+    ):
+        first = await shown(connection)
+        assert await shown(connection) == first
+        async with holdfast.timeout((first - SLACK_MS / 2) / 1000):
             assert await shown(connection) == first
-            async with holdfast.timeout((first - SLACK_MS / 2) / 1000):
-                assert await shown(connection) == first
-            await asyncio.sleep(SLACK_MS / 1000 + 0.05)
-            again = await shown(connection, SHOW_WITH, 1)
-            assert again < first
+        await asyncio.sleep(SLACK_MS / 1000 + 0.05)
+        again = await shown(connection, SHOW_WITH, 1)
+        assert again < first
 
 
 # -- refusals ------------------------------------------------------------------------------------
