@@ -13,6 +13,7 @@ Served by a process of a WSGI server: `/flask/...`, `/django/...` and `/plain/..
     /big/SIZE           a body of its own length, by a generator
     /file               a file, as the server sends files
     /async/SECONDS      a coroutine that sleeps in a scope
+    /sql/SECONDS        sleeps in PostgreSQL; Django only, and only with `DATABASE`
     /counts             what the middleware has counted, and which views began
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+import django.db
 import flask
 import httpx
 import requests
@@ -133,6 +135,12 @@ async def _view(rest: str) -> str:
     return str(_context("")[0])
 
 
+def _sql(rest: str) -> Answer:
+    with django.db.connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s), 'slept'", [float(rest)])
+        return cursor.fetchone()[1], {}
+
+
 DO: dict[str, Callable[[str], Answer]] = {
     "context": _context,
     "requests": lambda rest: (session.get(f"{UPSTREAM}/{rest}").text, {}),
@@ -144,6 +152,7 @@ DO: dict[str, Callable[[str], Answer]] = {
     "boom": _boom,
     "drip": _drip,
     "big": _big,
+    "sql": _sql,
 }
 
 
@@ -202,8 +211,27 @@ urlpatterns = [
     route("async/<rest>", django_async),
     route("<path:rest>", django_view),
 ]
+
+
+def _databases() -> dict[str, Any]:
+    where = os.environ.get("DATABASE", "")
+    if not where:
+        return {}
+    from holdfast.adapters.psycopg import Connection
+
+    pool = {"connection_class": Connection, "min_size": 1, "max_size": 4}
+    return {
+        "default": json.loads(where)
+        | {"ENGINE": "django.db.backends.postgresql", "OPTIONS": {"pool": pool}}
+    }
+
+
 settings.configure(
-    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of a test", LOGGING_CONFIG=None
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["*"],
+    SECRET_KEY="of a test",
+    LOGGING_CONFIG=None,
+    DATABASES=_databases(),
 )
 django.setup()
 django_app = of_django = HoldfastMiddleware(

@@ -62,7 +62,7 @@ class Gunicorn:
 
 
 @contextmanager
-def gunicorn(worker: str, upstream: str = "") -> Iterator[Gunicorn]:
+def gunicorn(worker: str, upstream: str = "", database: str = "") -> Iterator[Gunicorn]:
     """It runs in a process group of its own, of which nothing is left afterwards."""
     with tempfile.TemporaryDirectory(prefix="hf") as folder:
         log = Path(folder, "log")
@@ -76,7 +76,8 @@ def gunicorn(worker: str, upstream: str = "") -> Iterator[Gunicorn]:
             process = subprocess.Popen(
                 [sys.executable, *command.split()],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": f"{source}:{ROOT}", "UPSTREAM": upstream},
+                env=os.environ
+                | {"PYTHONPATH": f"{source}:{ROOT}", "UPSTREAM": upstream, "DATABASE": database},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
