@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import trustme
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from hypothesis import given
@@ -79,7 +80,9 @@ class Server:
         code, _, cause = request.partition(b" ")
         how: Any = (("x", "y"),)
         if cause.startswith(b"\x08"):
-            how = ((DETAILS_KEY, cause),)
+            how = ((DETAILS_KEY, cause), (CAUSE_HEADER, "1"))
+            if code == b"DEADLINE_EXCEEDED_HERE":  # by a limit of its own
+                code, how = b"DEADLINE_EXCEEDED", how[:1]
         elif cause:
             how = ((CAUSE_HEADER, cause.decode()),)
         context.set_trailing_metadata(how)
@@ -517,6 +520,10 @@ async def test_a_rich_status_says_more_than_the_line() -> None:
         assert (found.scope, found.hop, found.detail) == ("Orders/Get", "orders", "slow disk")
         assert caught.value.cause.origin.hop == "stock"
         assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)
+        with pytest.raises(grpc.aio.AioRpcError) as plain:
+            await orders.fail(b"DEADLINE_EXCEEDED_HERE " + encode_status(4, "as asked", below))
+        assert type(plain.value) is grpc.aio.AioRpcError
+        assert any("slow disk" in note for note in plain.value.__notes__)
         # Another end than that of the deadline stays what it is, and its cause is told.
         gone = Cause(CauseKind.SHUTDOWN, "Orders/Get", "orders", 1.0, 0.5, 0.1)
         with pytest.raises(grpc.aio.AioRpcError) as plain:
@@ -612,6 +619,78 @@ async def test_other_interceptors_are_inside() -> None:
         assert await orders.sleep(b"0") == b"slept"
     assert dict(counting.metadata[0])["x-request-id"] == "5" * 32
     assert observer.steps() == [(Phase.GRPC_HEADER, Ended.DONE)]
+
+
+@both_loops
+async def test_everything_else_is_the_call_of_grpc() -> None:
+    over: list[Any] = []
+    async with shop() as (_, orders, channel), holdfast.timeout(20.0):
+        assert channel.get_state() is grpc.ChannelConnectivity.READY
+        assert isinstance(channel, grpc.aio.Channel)
+        call = orders.sleep(b"0.05")
+        assert isinstance(call, grpc.aio.UnaryUnaryCall)
+        call.add_done_callback(over.append)
+        await call.wait_for_connection()
+        assert 0 < call.time_remaining() <= 20
+        assert await call == b"slept"
+        assert await call == b"slept"
+        assert await call.code() is grpc.StatusCode.OK
+        assert await call.details() == ""
+        assert await call.initial_metadata() is not None
+        assert await call.debug_error_string() == ""
+        assert not call.cancelled()
+        assert over == [call]
+        stream = orders.ticks(b"0 1 0")
+        assert isinstance(stream, grpc.aio.UnaryStreamCall)
+        assert await stream.read() == b"0"
+        assert await stream.initial_metadata() == (("head", "here"),)
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.read() is grpc.aio.EOF
+        assert isinstance(orders.chat(iter(())), grpc.aio.StreamStreamCall)
+        writer = orders.sum()
+        assert isinstance(writer, grpc.aio.StreamUnaryCall)
+        await writer.done_writing()
+        assert await writer == b"0.0"
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE)
+        await channel.close()
+        with pytest.raises(grpc.aio.UsageError):
+            await orders.sleep(b"0")
+
+
+@real_loop
+async def test_a_call_that_is_refused_says_so_everywhere() -> None:
+    over: list[Any] = []
+    async with shop(refuse_below=5.0) as (_, orders, _channel), holdfast.timeout(4.0):
+        call = orders.sum()
+        with pytest.raises(holdfast.InsufficientBudget):
+            await call.write(b"0")
+        await call.done_writing()
+        with pytest.raises(holdfast.InsufficientBudget):
+            await call.wait_for_connection()
+        call.add_done_callback(over.append)
+        assert over == [call]
+        assert call.done()
+        assert not call.cancel()
+        assert not call.cancelled()
+        assert call.time_remaining() == 0
+        assert "5 s needed" in await call.details()
+        assert not await call.initial_metadata()
+        with pytest.raises(holdfast.InsufficientBudget):
+            await orders.ticks(b"0 1 0").read()
+
+
+@real_loop
+async def test_over_tls() -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    pair = (certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())
+    server = Server()
+    port = server.inner.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.inner.start()
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with open_channel(f"localhost:{port}", credentials) as channel, holdfast.timeout(20.0):
+        assert await Methods(channel).sleep(b"0") == b"slept"
+    await server.inner.stop(0)
 
 
 @real_loop

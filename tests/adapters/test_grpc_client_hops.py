@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 import grpc
@@ -14,6 +15,10 @@ import pytest
 
 import holdfast
 from holdfast.adapters.grpc_client import open_channel, open_sync_channel
+from holdfast.adapters.grpc_server import GrpcCarrier
+from holdfast.domain.phases import Phase
+from holdfast.domain.policy import Policy
+from holdfast.domain.policy.route import Limits
 from holdfast.runtime.clock import monotonic
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time("asyncio")]
@@ -111,6 +116,50 @@ async def test_plain_calls_are_told_more() -> None:
     # time-out that it has sent before in place of one that is up to 3 % shorter.
     hops = await chain(30.0, ours=False)
     assert any(hop.told > hop.left for hop in hops)
+
+
+async def _served(stack: AsyncExitStack, name: str, handler: Any, limit: float = 10.0) -> Any:
+    """A channel to a server with a carrier, which gives its calls so many seconds at most."""
+    policy = Policy(defaults=Limits(request=limit))
+    server = grpc.aio.server(interceptors=[GrpcCarrier(policy, service=name)])
+    port = serve(server, handler)
+    await server.start()
+    stack.push_async_callback(server.stop, None)
+    channel = open_channel(f"127.0.0.1:{port}", service=name)
+    await stack.enter_async_context(channel)
+    return channel.unary_unary(METHOD)
+
+
+async def test_the_first_is_told_in_which_hop_the_time_went() -> None:
+    async with AsyncExitStack() as stack:
+
+        async def slow(request: bytes, context: Any) -> bytes:
+            async with holdfast.timeout(60.0, name="sql"):
+                await asyncio.sleep(60)
+            return b""
+
+        stock = await _served(stack, "stock", slow)
+
+        async def orders(request: bytes, context: Any) -> bytes:
+            async with holdfast.timeout(0.5):
+                answer: bytes = await stock(b"")
+            return answer
+
+        front = await _served(stack, "orders", orders)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with holdfast.timeout(20.0) as scope:
+                await front(b"")
+        assert scope.remaining() > 10
+        # What ended it is a limit of `orders`, which the caller's is not; so it stays a status.
+        assert not isinstance(caught.value, holdfast.DeadlineExceeded)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        (said,) = [note for note in caught.value.__notes__ if note.startswith("the server said")]
+        assert "orders:" in said
+
+        with pytest.raises(holdfast.DeadlineExceeded) as late:
+            async with holdfast.timeout(0.3):
+                await front(b"")
+        assert late.value.phase is Phase.GRPC_HEADER
 
 
 # -- retries of grpc -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 import holdfast
 from holdfast.adapters.grpc_client import open_sync_channel
@@ -51,7 +52,8 @@ def _fail(request: bytes, context: Any) -> bytes:
     trailing: dict[str, Any] = {
         "": {},
         "line": {CAUSE_HEADER: encode_cause_header(BELOW)},
-        "rich": {DETAILS_KEY: encode_status(4, "late", BELOW)},
+        "rich": {DETAILS_KEY: encode_status(4, "late", BELOW), CAUSE_HEADER: "1"},
+        "own": {DETAILS_KEY: encode_status(4, "late", BELOW)},
     }[how]
     context.set_trailing_metadata(tuple(trailing.items()))
     context.abort(grpc.StatusCode[code], "late")
@@ -94,6 +96,7 @@ class Kept:
 
 class Methods:
     def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
         self.told: Any = channel.unary_unary("/shop.Orders/Told")
         self.sleep: Any = channel.unary_unary("/shop.Orders/Sleep")
         self.fail: Any = channel.unary_unary("/shop.Orders/Fail")
@@ -116,14 +119,17 @@ def shop(**options: Any) -> Iterator[Methods]:
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("shop.Orders", handlers),)
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    target, authority = "127.0.0.1", options.pop("authority", None)
+    if authority is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", options.pop("server_credentials"))
+        roots = authority.cert_pem.bytes()
+        options["credentials"] = grpc.ssl_channel_credentials(roots)
+        target = "localhost"
     server.start()
-    observer, options["observer"] = options.get("observer"), None
-    del options["observer"]
     try:
-        with open_sync_channel(
-            f"127.0.0.1:{port}", service="orders", observer=observer, **options
-        ) as channel:
+        with open_sync_channel(f"{target}:{port}", service="orders", **options) as channel:
             grpc.channel_ready_future(channel).result(10)
             yield Methods(channel)
     finally:
@@ -376,9 +382,10 @@ def test_a_deadline_of_the_server_is_ours_when_it_says_so(how: str) -> None:
         (below,) = caught.value.cause.below
         assert (below.hop, below.scope, below.budget) == ("stock", "Stock/Get", 0.5)
         assert below.detail == ("slow disk" if how == "rich" else "")
-        with pytest.raises(grpc.RpcError) as plain:
-            orders.fail(b"DEADLINE_EXCEEDED")
-        assert not isinstance(plain.value, holdfast.DeadlineExceeded)
+        for request in (b"DEADLINE_EXCEEDED", b"DEADLINE_EXCEEDED own"):
+            with pytest.raises(grpc.RpcError) as plain:
+                orders.fail(request)
+            assert not isinstance(plain.value, holdfast.DeadlineExceeded)
     with shop(raise_for_deadline=False) as orders, pytest.raises(grpc.RpcError) as plain:
         orders.fail(told)
     assert not isinstance(plain.value, holdfast.DeadlineExceeded)
@@ -422,6 +429,66 @@ def test_what_is_observed_is_told_in_the_context_of_the_call() -> None:
             future = orders.sleep.future(b"0.1")
         assert future.result() == b"slept"
     assert looking.who == "5" * 32
+
+
+def test_everything_else_is_the_call_of_grpc() -> None:
+    states: list[Any] = []
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    pair = (certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())
+    with (
+        shop(server_credentials=grpc.ssl_server_credentials([pair]), authority=authority) as orders,
+        holdfast.timeout(20.0),
+    ):
+        orders.channel.subscribe(states.append)
+        orders.channel.unsubscribe(states.append)
+        call = orders.sleep.future(b"0")
+        assert call.result() == b"slept"
+        assert call.done()
+        assert not call.running()
+        assert not call.cancelled()
+        assert not call.is_active()
+        assert call.traceback() is None
+        assert call.code() is grpc.StatusCode.OK
+        assert call.details() == ""
+        assert tuple(call.initial_metadata()) == ()
+        assert tuple(call.trailing_metadata()) == ()
+        assert call.debug_error_string() is not None
+        stream = orders.ticks(b"0.2 1 0")
+        over = threading.Event()
+        assert stream.add_callback(over.set)
+        assert stream.is_active()
+        assert 0 < stream.time_remaining() <= 20
+        assert next(stream) == b"0"
+        assert list(stream) == []
+        assert over.wait(ENDED)
+
+
+def test_an_interrupted_call_is_cancelled() -> None:
+    class Interrupting(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            raise KeyboardInterrupt
+
+        def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+            raise ZeroDivisionError
+
+    observer = Kept()
+    with shop(observer=observer, interceptors=[Interrupting()]) as orders:
+        with pytest.raises(KeyboardInterrupt):
+            orders.sleep(b"60")
+        with pytest.raises(ZeroDivisionError):
+            list(orders.chat(iter([b"0"])))
+
+        def broken() -> Iterator[bytes]:
+            raise ZeroDivisionError
+            yield b""
+
+        with pytest.raises(grpc.RpcError):
+            orders.sum(broken())
+    assert [type(error) for _, error in observer.calls[:2]] == [
+        KeyboardInterrupt,
+        ZeroDivisionError,
+    ]
 
 
 def test_errors_are_copied_whole() -> None:

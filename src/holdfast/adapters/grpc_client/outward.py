@@ -275,16 +275,17 @@ def spoken(error: Any) -> str:
 
 
 def hop_error(call: Call, error: Any, cause: Cause | None) -> DeadlineExceeded | None:
-    """What is raised where a server says that its part of the deadline is spent; none elsewhere."""
+    """What is raised where a server says that what it was given is spent; none elsewhere.
+
+    The header says so. A server that has ended a call by a limit of its own tells its cause alone:
+    there is time left, and another try may be worth it.
+    """
     if cause is not None and call.ledger is not None:
         call.ledger.blame(cause)
     options = call.outbound.options
     if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not options.raise_for_deadline:
         return None
-    told = cause is not None or any(
-        key == CAUSE_HEADER for key, _ in error.trailing_metadata() or ()
-    )
-    if not told:
+    if not any(key == CAUSE_HEADER for key, _ in error.trailing_metadata() or ()):
         return None
     below = () if cause is None else (cause,)
     found = call.exceeded(call.cause("the server answered that its deadline is spent", *below))
