@@ -16,9 +16,9 @@ from holdfast.adapters.redis.settings import Settings
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.scope import ambient
 
-__all__ = ["Counting"]
+__all__ = ["HARMLESS", "Counting"]
 
-_HARMLESS: Final[set[Any]] = set()
+HARMLESS: Final[set[Any]] = set()
 """Commands that were looked at, and neither wait nor subscribe."""
 _MOST: Final = 1024
 
@@ -72,16 +72,15 @@ class Counting:
 
     def within(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a command, which may wait at the server no longer than is left."""
-        self._name = name = args[0]
-        self.blocks = self.lifted = False
-        self.waited = None
-        if name in _HARMLESS:
+        name = args[0]
+        self.calm(name)
+        if name in HARMLESS:
             return args
         rule = rule_for(name)
         if rule is None:
             if not (isinstance(name, str) and " " in name):
-                if len(_HARMLESS) < _MOST:
-                    _HARMLESS.add(name)
+                if len(HARMLESS) < _MOST:
+                    HARMLESS.add(name)
                 return args
             words = name.split()
             rule = rule_for(words[0]) if words else None
@@ -105,12 +104,19 @@ class Counting:
             self.waited = (command, seconds)
         return args
 
+    def calm(self, name: Any) -> None:
+        """The command that is to be sent does not wait, as far as is known."""
+        self._name = name
+        if self.blocks or self.waited is not None:
+            self.blocks = self.lifted = False
+            self.waited = None
+
     def within_all(self, commands: Iterable[Any]) -> list[Any]:
         """The same for a pipeline, whose answers of nothing are handed on."""
         found = list(commands)
         blocks = lifted = False
         for index, args in enumerate(found):
-            if args[0] not in _HARMLESS:
+            if args[0] not in HARMLESS:
                 found[index] = self.within(tuple(args))
                 blocks, lifted = blocks or self.blocks, lifted or self.lifted
         self.resume(("pipeline", blocks, lifted, None, None))

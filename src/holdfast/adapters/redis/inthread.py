@@ -7,13 +7,15 @@ byte now and then is never late; so the socket is one whose waits all end with t
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Final
 
 from redis.connection import AbstractConnection, Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
-from holdfast.adapters.redis.counting import Counting
+from holdfast.adapters.redis.counting import HARMLESS, Counting
 from holdfast.adapters.redis.errors import Command, named
 from holdfast.adapters.redis.sockets import bounded_socket
 from holdfast.adapters.redis.variants import kind_of, opaque, plain
@@ -39,6 +41,9 @@ _DIALS: Final = (_TCP._connect, _SSL._connect)
 class InThread(_Base, Counting):
     """To be mixed into a connection of `redis`."""
 
+    direct: ClassVar = ("read_response",)
+    theirs_read_response: Callable[..., Any]
+    _command_packer: Any
     _sock: Any
     socket_timeout: Any
     socket_connect_timeout: Any
@@ -133,8 +138,12 @@ class InThread(_Base, Counting):
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        inner: Any = super()
-        inner.send_command(*self.within(args), **kwargs)
+        if args[0] not in HARMLESS:
+            args = self.within(args)
+        else:
+            self.calm(args[0])
+        packed = self._command_packer.pack(*args)
+        self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
 
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
@@ -148,15 +157,14 @@ class InThread(_Base, Counting):
         return self.counted(inner.pack_commands(listed), len(listed))
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """See redis-py."""
+        """See redis-py. Written again, as each layer costs a part of what a command does."""
         this: Any = self
-        inner: Any = super()
         here = ambient()
         limit = NEVER if here is None else here.limit
-        self._begun = None
+        begun: Instant | None = None
         if here is not None and limit != NEVER:
-            self._begun = now = here.driver.now()
-            if limit <= now or limit - now < self.holdfast.refuse_below:
+            begun = here.driver.now()
+            if limit <= begun or limit - begun < self.holdfast.refuse_below:
                 self.admit()
         if not self._sock or (check_health and self.health_check_interval):
             known = self.pause()
@@ -165,14 +173,20 @@ class InThread(_Base, Counting):
             if check_health:
                 this.check_health()
             self.resume(known)
+        self._begun = begun
         self.handed_over(command)
+        sock = self._sock
         if not self.older:
-            self._sock.limit = limit
+            sock.limit = limit
         try:
-            inner.send_packed_command(command, check_health=False)
-        except RedisError as exc:
+            for part in (command,) if isinstance(command, bytes | str) else command:
+                sock.sendall(part)
+        except BaseException as exc:
+            this.disconnect()
             self.cut = 0  # a server that has a part of it waits for the rest
-            raise self._explained(exc, "sending")  # noqa: B904 - that has its cause
+            if not isinstance(exc, OSError):
+                raise
+            raise self._explained(_unsent(exc), "sending") from exc
 
     def can_read(self, timeout: Any = 0) -> Any:
         """See redis-py; a wait for a message ends with the scope, and the subscription stays.
@@ -196,20 +210,36 @@ class InThread(_Base, Counting):
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
-        inner: Any = super()
-        counts = not (kwargs and kwargs.get("push_request"))
+        if kwargs or self.lifted:
+            return self._read(*args, **kwargs)
+        try:
+            response = self.theirs_read_response(*args)
+        except RedisError as exc:
+            if not isinstance(exc, ResponseError):
+                raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
+            if self.owed:
+                self.owed -= 1
+            raise
+        if self.owed:
+            self.owed -= 1
+        return response
+
+    def _read(self, *args: Any, push_request: Any = False, **kwargs: Any) -> Any:
+        """An answer that is waited for at the server, or a message."""
         sock = self._sock
-        if not counts and sock is not None and not self.older:
+        if push_request and sock is not None and not self.older:
             # A message may be waited for anywhere; the answer to a command where that was sent.
             sock.limit = _limit()
         lifted: Any = sock if self.lifted else None
         if lifted is not None:
             lifted.settimeout(None)
+        if push_request:
+            kwargs["push_request"] = push_request
         try:
-            response = inner.read_response(*args, **kwargs)
+            response = self.theirs_read_response(*args, **kwargs)
         except ResponseError:
             self.waited = None
-            if counts and self.owed:
+            if self.owed and not push_request:
                 self.owed -= 1
             raise
         except RedisError as exc:
@@ -217,7 +247,7 @@ class InThread(_Base, Counting):
         finally:
             if lifted is not None and self._sock is lifted:
                 lifted.settimeout(self.socket_timeout)
-        if counts and self.owed:
+        if self.owed and not push_request:
             self.owed -= 1
         return response if self.waited is None else self.not_nothing(response)
 
@@ -242,6 +272,13 @@ class InThread(_Base, Counting):
         error = command.over(doing)
         error.__cause__ = exc
         return error
+
+
+def _unsent(exc: OSError) -> RedisError:
+    """What redis-py raises for an error of the socket."""
+    if isinstance(exc, TimeoutError):
+        return RedisTimeout("Timeout writing to socket")
+    return RedisConnectionError(f"Error while writing to socket. {exc}.")
 
 
 def _limit() -> Instant:

@@ -9,16 +9,16 @@ not take.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
-from holdfast.adapters.redis.counting import Counting
+from holdfast.adapters.redis.counting import HARMLESS, Counting
 from holdfast.adapters.redis.variants import opaque
 
 __all__ = ["OnLoop"]
@@ -36,6 +36,9 @@ class OnLoop(_Base, Counting):
         uses: how many commands it has sent; of two that are equal, none was sent in between.
     """
 
+    direct: ClassVar = ("pack_command", "read_response")
+    theirs_pack_command: Callable[..., Any]
+    theirs_read_response: Callable[..., Any]
     draining: bool = False
     connecting: Any = None
     idling: Any = None
@@ -52,8 +55,11 @@ class OnLoop(_Base, Counting):
 
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
-        inner: Any = super()
-        return inner.pack_command(*self.within(args))
+        if args[0] not in HARMLESS:
+            args = self.within(args)
+        else:
+            self.calm(args[0])
+        return self.theirs_pack_command(*args)
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:
         """See redis-py."""
@@ -110,7 +116,6 @@ class OnLoop(_Base, Counting):
         push_request: Any = False,
     ) -> Any:
         """See redis-py. One that is cancelled may stay open, for the pool to see to."""
-        inner: Any = super()
         if self.draining:
             await self.disconnect(nowait=True)
         keeps = disconnect_on_error and not self.blocks and self.holdfast.keep > 0
@@ -118,7 +123,7 @@ class OnLoop(_Base, Counting):
         if lifted:
             self.socket_timeout = None  # the server was told how long to wait
         try:
-            response = await inner.read_response(
+            response = await self.theirs_read_response(
                 disable_decoding,
                 timeout,
                 disconnect_on_error=disconnect_on_error and not keeps,

@@ -217,37 +217,31 @@ class _OnLoop(_AsyncPool, _Pool):
 class _InThread(_SyncPool, _Pool):
     """To be mixed into a pool of `redis`."""
 
-    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """See redis-py."""
-        inner: Any = super()
-        try:
-            return inner.get_connection(*args, **kwargs)
-        except RedisError as exc:
-            if isinstance(exc, HoldfastError):
-                raise
-            command = Command(_POOL)
-            if command.spent:
-                raise command.over("waiting for a place in the pool") from exc
-            raise
-
-    def release(self, connection: Any) -> None:
-        """See redis-py."""
-        inner: Any = super()
-        if getattr(connection, "owed", 0) or self.holdfast_idle != NEVER:
-            connection.disconnect()
-        inner.release(connection)
-
     async def preclean(self, idle: Duration) -> int:
         """See `holdfast.lifecycle.Pool`. From now on, one that is given back is closed at once: no
         thread is there that could wait."""
         this: Any = self
-        self.holdfast_idle = idle
+        this.release = self._release_closed
         closed = 0
         with this._lock:  # so that nobody takes one meanwhile
             for connection in this._available_connections:
                 closed += connection.is_connected
                 connection.disconnect()
         return closed
+
+    def _release_closed(self, connection: Any) -> None:
+        inner: Any = super()
+        connection.disconnect()
+        inner.release(connection)
+
+    if not hasattr(sync.AbstractConnection, "should_reconnect"):  # redis-py before 7
+
+        def release(self, connection: Any) -> None:
+            """See redis-py; there, nothing is asked before it is taken back."""
+            inner: Any = super()
+            if connection.owed:
+                connection.disconnect()
+            inner.release(connection)
 
 
 class _Waiting(_InThread, _BlockingPool):
@@ -266,10 +260,23 @@ class _Waiting(_InThread, _BlockingPool):
     def timeout(self, seconds: Duration | None) -> None:
         self.__dict__["timeout"] = seconds
 
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        try:
+            return inner.get_connection(*args, **kwargs)
+        except RedisError as exc:
+            if isinstance(exc, HoldfastError):
+                raise
+            command = Command(_POOL)
+            if command.spent:
+                raise command.over("waiting for a place in the pool") from exc
+            raise
+
     async def preclean(self, idle: Duration) -> int:
         """See `_InThread`."""
         this: Any = self
-        self.holdfast_idle = idle
+        this.release = self._release_closed
         taken: list[Any] = []
         with suppress(Empty):
             while True:

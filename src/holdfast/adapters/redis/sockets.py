@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, Final
 
 from holdfast.adapters.redis.variants import opaque
@@ -70,30 +71,6 @@ class _Bounded:
         inner.settimeout(None if wanted == NEVER else wanted)
         self.armed = wanted
 
-    def recv(self, *args: Any) -> Any:
-        """As of a socket."""
-        inner: Any = super()
-        self.arm()
-        return inner.recv(*args)
-
-    def recv_into(self, *args: Any) -> Any:
-        """As of a socket."""
-        inner: Any = super()
-        self.arm()
-        return inner.recv_into(*args)
-
-    def send(self, *args: Any) -> Any:
-        """As of a socket."""
-        inner: Any = super()
-        self.arm()
-        return inner.send(*args)
-
-    def sendall(self, *args: Any) -> Any:
-        """As of a socket; all of it together ends in time."""
-        inner: Any = super()
-        self.arm()
-        return inner.sendall(*args)
-
 
 class _BoundedTcp(_Bounded, _TCP):
     __slots__ = ("armed", "limit", "own")
@@ -101,6 +78,21 @@ class _BoundedTcp(_Bounded, _TCP):
 
 class _BoundedTls(_Bounded, _TLS):
     pass
+
+
+def _armed(theirs: Callable[..., Any]) -> Any:
+    def wait(self: Any, *args: Any) -> Any:
+        if self.limit != NEVER or self.armed != self.own:
+            self.arm()
+        return theirs(self, *args)
+
+    return wait
+
+
+for _kind, _base in ((opaque(_BoundedTcp), _TCP), (opaque(_BoundedTls), _TLS)):
+    for _name in ("recv", "recv_into", "send", "sendall"):
+        # Not by `super()`, which costs as much again.
+        setattr(_kind, _name, _armed(getattr(_base, _name)))
 
 
 def bounded_socket(sock: Any) -> Any:

@@ -28,12 +28,17 @@ def kind_of(subject: object) -> Any:
 
 @cache
 def variant(ours: Any, theirs: Any, settings: Settings) -> Any:
-    """The class that is `theirs` and `ours`, with `settings` as its attribute `holdfast`."""
+    """The class that is `theirs` and `ours`, with `settings` as its attribute `holdfast`.
+
+    Methods that `ours` names in `direct` are called for every command. They are attributes as well,
+    `theirs_read_response`: to find one by `super()` costs as much as what we do in them.
+    """
     body = {
         _MARK: settings,
         "__module__": theirs.__module__,
         "__doc__": theirs.__doc__,
         "__hash__": theirs.__hash__,
+        **{f"theirs_{name}": getattr(theirs, name) for name in getattr(ours, "direct", ())},
     }
     return type(theirs.__name__, (ours, theirs), body)
 
