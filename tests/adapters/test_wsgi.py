@@ -19,6 +19,7 @@ from typing import Any
 from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
+import flask
 import pytest
 
 import holdfast
@@ -591,30 +592,64 @@ def test_a_scope_of_a_body_is_open_from_part_to_part() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_the_application_sets_is_there_to_the_end_and_not_afterwards(whole: bool) -> None:
-    seen: list[str] = []
+def test_between_two_parts_and_afterwards_the_thread_has_no_scope(whole: bool) -> None:
+    inside: list[str] = []
+    outside: list[str] = []
 
     class Body(Sized):
         def __iter__(self) -> Iterator[bytes]:
             for part in self.parts:
-                seen.append(VAR.get())
+                inside.append(holdfast.current().scope)
                 yield part
 
         def close(self) -> None:
-            seen.append(VAR.get())
+            inside.append(holdfast.current().scope)
 
     def app(environ: Any, start_response: Any) -> Any:
-        assert VAR.get() == "unset"
-        VAR.set("set")
         start_response("200 OK", TEXT)
         return [b"ok"] if whole else Body([b"a", b"b"])
 
+    def look() -> None:
+        outside.append(holdfast.current().scope)
+
     middleware = HoldfastMiddleware(app)
     for _ in range(2):
-        assert ask(middleware).error is None
-        assert VAR.get() == "unset"
-        assert holdfast.current().scope == ""
-    assert seen == ([] if whole else ["set"] * 6)
+        assert ask(middleware, between=look).error is None
+        look()
+    assert inside == ([] if whole else ["GET /"] * 6)
+    assert set(outside) == {""}
+
+
+def test_other_context_variables_are_left_alone() -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TEXT)
+        token = VAR.set("of the body")
+        yield VAR.get().encode()
+        VAR.reset(token)  # only in the context in which it was set
+        yield VAR.get().encode()
+
+    assert ask(HoldfastMiddleware(app)).parts == [b"of the body", b"unset"]
+
+
+def test_tests_of_flask_applications_look_into_the_request_afterwards() -> None:
+    app = flask.Flask("shop")
+    app.secret_key = "of a test"
+    app.wsgi_app = HoldfastMiddleware(app.wsgi_app)  # type: ignore[method-assign]
+
+    @app.get("/")
+    def view() -> Any:
+        flask.session["user"] = holdfast.current().identity.echo_id
+
+        def parts() -> Iterator[str]:
+            yield flask.request.path
+            yield holdfast.current().scope
+
+        return flask.Response(flask.stream_with_context(parts()))
+
+    with app.test_client() as client:
+        assert client.get("/", headers={"x-request-id": "me"}).text == "/GET /"
+        assert flask.session["user"] == "me"
+        assert flask.request.path == "/"
 
 
 def test_a_body_that_is_never_closed_leaks_nothing() -> None:

@@ -1,15 +1,12 @@
 """The body of a response, as the server iterates it.
 
 An application may make its body long after it has returned. So every part is asked for inside the
-context of the request, in which its scope is the ambient one, and so is its `close()`. What the
-application sets in context variables is there from the call to the end, and gone with it: the next
-request of the same thread does not see it.
+scope of the request, and `close()` is called there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextvars import Context
 from typing import Protocol
 
 from holdfast.adapters.wsgi.exchange import Exchange
@@ -41,18 +38,14 @@ class Body:
     Args:
         inner: the body that the application returned.
         exchange: of the request.
-        context: of the request.
         verdict: see there.
     """
 
-    __slots__ = ("_closed", "_context", "_exchange", "_inner", "_outcome", "_parts", "_verdict")
+    __slots__ = ("_closed", "_exchange", "_inner", "_outcome", "_parts", "_verdict")
 
-    def __init__(
-        self, inner: Iterable[bytes], exchange: Exchange, context: Context, verdict: Verdict
-    ) -> None:
+    def __init__(self, inner: Iterable[bytes], exchange: Exchange, verdict: Verdict) -> None:
         self._inner = inner
         self._exchange = exchange
-        self._context = context
         self._verdict = verdict
         self._parts: Iterator[bytes] | None = None
         self._outcome = Outcome.CANCELLED  # unless it comes to its end
@@ -62,22 +55,26 @@ class Body:
         return self
 
     def __next__(self) -> bytes:
-        return self._context.run(self._further if self._exchange.begun else self._first)
+        return self._further() if self._exchange.begun else self._first()
 
     def close(self) -> None:
         """The server is done with it, whether or not it has read all."""
         if not self._closed:
             self._closed = True
-            self._context.run(self._close)
+            self._close()
 
     def _first(self) -> bytes:
         exchange = self._exchange
         part: bytes | None = b""
         try:
-            if self._parts is None:
-                self._parts = iter(self._inner)
-            while part == b"":  # one that is empty begins no response
-                part = next(self._parts, None)
+            exchange.step_in()
+            try:
+                if self._parts is None:
+                    self._parts = iter(self._inner)
+                while part == b"":  # one that is empty begins no response
+                    part = next(self._parts, None)
+            finally:
+                exchange.step_out()
         except BaseException as error:
             cause = self._verdict.failed(exchange, error)
             if cause is None:
@@ -98,13 +95,17 @@ class Body:
 
     def _further(self) -> bytes:
         exchange = self._exchange
-        if self._parts is None:  # it has begun by `write`
-            self._parts = iter(self._inner)
         if exchange.streams:
             exchange.touch()
         self._look()
         try:
-            part = next(self._parts)
+            exchange.step_in()
+            try:
+                if self._parts is None:  # it has begun by `write`
+                    self._parts = iter(self._inner)
+                part = next(self._parts)
+            finally:
+                exchange.step_out()
         except StopIteration:
             self._look()
             self._ended()
@@ -131,10 +132,12 @@ class Body:
         exchange = self._exchange
         exchange.lift()
         close: Callable[[], object] | None = getattr(self._inner, "close", None)
+        exchange.step_in()
         try:
             if close is not None:
                 close()
         finally:
+            exchange.step_out()
             exchange.close(self._outcome)
 
 
@@ -149,7 +152,7 @@ class _SizedBody(Body):
         return len(inner)
 
 
-def body_of(inner: Iterable[bytes], exchange: Exchange, context: Context, verdict: Verdict) -> Body:
+def body_of(inner: Iterable[bytes], exchange: Exchange, verdict: Verdict) -> Body:
     """The body that the server gets for `inner`."""
     kind = _SizedBody if isinstance(inner, Sized) else Body
-    return kind(inner, exchange, context, verdict)
+    return kind(inner, exchange, verdict)

@@ -8,6 +8,10 @@ Rule 2. It has not begun: a spent limit is a 504, a shutdown or an overload a 50
 Rule 3. A body that is complete by its `Content-Length` is not cut.
 Rule 4. What an application does in `close()` is its own affair: the limit does not hold there.
 
+Rule 5. The scope is the ambient one while code of the application runs, and not in between: the
+        thread is the server's, and the next request may be of another carrier. All other context
+        variables are left as the application has them; Flask looks for its own after the call.
+
 Nothing in a thread can be cancelled. So a limit is what the clients inside are bounded by, and is
 looked at when the application returns and between the parts of its body.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Final
 
@@ -27,11 +32,12 @@ from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.tree import Outcome
 from holdfast.domain.wire.ending import ended_by
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.scope import ambient
+from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.scope import AMBIENT, ambient
 from holdfast.runtime.served import Served
 from holdfast.runtime.terms import Terms
 
-__all__ = ["Exchange"]
+__all__ = ["HERE", "Exchange"]
 
 _OVERDUE: Final[Duration] = 0.01
 """Seconds after its limit within which a handler whose clients are bounded ends."""
@@ -75,6 +81,8 @@ class Exchange(Served):
             self._inner = True
             self.carried = self.scope.given = outer.carried
         self._server = server
+        self._outside: HostedNode | None = None
+        self._inside: HostedNode | None = self.scope
         self._server_write: Write | None = None
         self._status = ""
         self._headers: Headers = []
@@ -93,9 +101,9 @@ class Exchange(Served):
         cause = self.refusal(self.now())
         if cause is not None:
             return cause
-        scope = self.scope
+        self._outside = AMBIENT.get()
         try:
-            scope.enter_plain()
+            self.scope.enter_plain()
         except ScopeEnded as ended:
             late = ended.cause.kind is CauseKind.DEADLINE
             self.terms.counts["refused.expired" if late else "refused.cancelled"] += 1
@@ -104,6 +112,16 @@ class Exchange(Served):
         if self.streams and not self.terms.observing:
             self._become_stream()
         return None
+
+    def step_in(self) -> None:
+        """Code of the application is about to run: its innermost scope is the ambient one."""
+        self._outside = AMBIENT.get()
+        AMBIENT.set(self._inside)
+
+    def step_out(self) -> None:
+        """It has run. What it left open, as a body may between two parts, is open the next time."""
+        self._inside = AMBIENT.get()
+        AMBIENT.set(self._outside)
 
     def close(self, outcome: Outcome) -> None:
         """Leave the scope, once."""
@@ -258,3 +276,7 @@ class Exchange(Served):
         self._server(_PHRASES.get(status, f"{status} Client Closed Request"), shown)
         self._length, self._complete = len(body), True
         return () if self.method == "HEAD" else (body,)
+
+
+HERE: Final[ContextVar[Exchange | None]] = ContextVar("holdfast.wsgi", default=None)
+"""The exchange whose application is being called."""

@@ -9,17 +9,13 @@ is looked up where the application has imported it. Of others (Bottle, Pyramid) 
 from __future__ import annotations
 
 import sys
-from contextvars import ContextVar
 from typing import Any, Final
 
-from holdfast.adapters.wsgi.exchange import Exchange
+from holdfast.adapters.wsgi.exchange import HERE
 from holdfast.domain.cause import Cause
 from holdfast.domain.wire.ending import ended_by
 
-__all__ = ["HERE", "listen"]
-
-HERE: Final[ContextVar[Exchange | None]] = ContextVar("holdfast.wsgi", default=None)
-"""The exchange that the present code works for."""
+__all__ = ["cause_behind", "listen"]
 
 _SIGNAL: Final = "got_request_exception"
 _MODULES: Final = ("flask.signals", "django.core.signals")

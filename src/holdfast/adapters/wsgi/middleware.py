@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from contextvars import Context, copy_context
 from typing import Final
 
 from holdfast.adapters.wsgi.body import body_of
 from holdfast.adapters.wsgi.environ import WireKeys, environ_key
-from holdfast.adapters.wsgi.exchange import Exchange
-from holdfast.adapters.wsgi.frameworks import HERE, listen
+from holdfast.adapters.wsgi.exchange import HERE, Exchange
+from holdfast.adapters.wsgi.frameworks import listen
 from holdfast.adapters.wsgi.types import App, Environ, StartResponse
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded
@@ -94,21 +93,16 @@ class HoldfastMiddleware:
             # Here, for a framework may be imported with the first request.
             self._heard = True
             listen()
-        context = copy_context()
-        return context.run(self._serve, environ, start_response, context)
-
-    def _serve(
-        self, environ: Environ, start_response: StartResponse, context: Context
-    ) -> Iterable[bytes]:
         terms, keys = self._now
         exchange = Exchange(environ, start_response, terms, keys, self._header)
         cause = exchange.open()
         if cause is not None:
             return self.answered(exchange, cause)
-        HERE.set(exchange)
+        outer = HERE.set(exchange)
         try:
             body = self.app(environ, exchange.start_response)
         except BaseException as error:
+            exchange.step_out()
             cause = self.failed(exchange, error)
             if cause is None:
                 exchange.close(Outcome.FAILED)
@@ -117,9 +111,13 @@ class HoldfastMiddleware:
                 return self.answered(exchange, cause)
             finally:
                 exchange.close(Outcome.EXPIRED)
+        else:
+            exchange.step_out()
+        finally:
+            HERE.reset(outer)
         if type(body) in _WHOLE or _is_file(environ, body):
             return self._whole(exchange, body)
-        return body_of(body, exchange, context, self)
+        return body_of(body, exchange, self)
 
     def _whole(self, exchange: Exchange, body: Iterable[bytes]) -> Iterable[bytes]:
         """Everything is there, or is a file of the server's; nothing of the application follows."""
@@ -132,7 +130,11 @@ class HoldfastMiddleware:
         try:
             close = getattr(body, "close", None)
             if close is not None:
-                close()
+                exchange.step_in()
+                try:
+                    close()
+                finally:
+                    exchange.step_out()
             if cause is None:
                 raise self.cut(exchange)
             return self.answered(exchange, cause)
