@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,10 +57,10 @@ class Shop:
         closed: what ran when a handler ended.
     """
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(self, policy: Policy | None = None, *, timings: bool = False) -> None:
         self.seen: list[Seen] = []
         self.closed: list[str] = []
-        self.carrier = GrpcCarrier(policy, service="orders")
+        self.carrier = GrpcCarrier(policy, service="orders", timings=timings)
         self.inner = grpc.aio.server(interceptors=[self.carrier])
         self.port = 0
 
@@ -154,10 +154,10 @@ async def until(true: Callable[[], bool], patience: float = ENDED) -> None:
 
 @asynccontextmanager
 async def shop(
-    policy: Policy | None = None, **methods: Callable[..., Any]
+    policy: Policy | None = None, *, timings: bool = False, **methods: Callable[..., Any]
 ) -> AsyncGenerator[tuple[Shop, grpc.aio.Channel]]:
     """A shop that serves, and a plain channel to it."""
-    served = Shop(policy)
+    served = Shop(policy, timings=timings)
     served.add(**methods)
     await served.start()
     try:
@@ -195,6 +195,3 @@ async def answers(made: Any) -> list[bytes]:
 def metadata_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     """The trailing metadata of a call that failed."""
     return dict(error.trailing_metadata() or ())
-
-
-Handler = Callable[[Any, Any], Awaitable[Any]]

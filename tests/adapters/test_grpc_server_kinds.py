@@ -38,7 +38,7 @@ LONG = 1000.0
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_it_is_served(kind: str) -> None:
-    async with shop() as (served, channel):
+    async with shop(timings=True) as (served, channel):
         made = begin(channel, kind, 0.0, timeout=60.0)
         assert (await asyncio.wait_for(answers(made), ENDED))[-1] in (b"one", b"last", b"sum")
         said = dict(await made.trailing_metadata())

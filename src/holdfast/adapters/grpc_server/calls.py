@@ -56,13 +56,14 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
     Attributes:
         running: of the calls that are in flight, those of coroutines.
+        idle: is called when none is in flight, once new ones are turned away.
         ending: whether the server stops.
     """
 
     def __init__(self) -> None:
         self.running = 0
         self.ending = Stop()
-        self._idle: Callable[[], object] | None = None
+        self.idle: Callable[[], object] | None = None
         self._methods: dict[str, tuple[Any, Any]] = {}
 
     @property
@@ -89,7 +90,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         """Turn new calls away with UNAVAILABLE; `idle` is called when none is in flight."""
         self.ending.begin()
         self.ending.closed = True
-        self._idle = idle
+        self.idle = idle
         self.look()
 
     def cut(self) -> int:
@@ -153,5 +154,5 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
 
     def look(self) -> None:
         """A call has ended."""
-        if self._idle is not None and not self.in_flight:
-            self._idle()
+        if self.idle is not None and not self.in_flight:
+            self.idle()

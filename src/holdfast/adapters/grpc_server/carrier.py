@@ -39,14 +39,19 @@ class GrpcCarrier(Rules, GrpcCalls):
         policy: limits by route, which is the path of a method, `/shop.Orders/Get` or
             `/shop.Orders/*`; `holdfast.domain.policy.DEFAULT_POLICY` by default.
         service: name of this hop in causes and timings, over that of the policy.
+        timings: whether answers that went well say too, in their trailing metadata, which call
+            this was (`x-request-id`) and what it spent (`server-timing`), as those say that ended
+            early. Costs 3 % of a short call.
 
     Attributes:
         counts: calls by what became of them.
     """
 
-    def __init__(self, policy: Policy | None = None, *, service: str = "") -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, service: str = "", timings: bool = False
+    ) -> None:
         GrpcCalls.__init__(self)
-        Rules.__init__(self, policy, service=service)
+        Rules.__init__(self, policy, service=service, timings=timings)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -72,11 +77,16 @@ class GrpcCarrier(Rules, GrpcCalls):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        known = self._known(handler_call_details.method, handler)
-        if isinstance(known, ThreadMethod):
-            return known.handler(arrival, handler_call_details.invocation_metadata)
-        COMING.set((arrival, handler_call_details.invocation_metadata))
-        return known
+        path = handler_call_details.method
+        known = self._methods.get(path)
+        served = known[1] if known is not None and known[0] is handler else None
+        if served is None:
+            served = self._known(path, handler)
+        metadata = handler_call_details.invocation_metadata
+        if isinstance(served, ThreadMethod):
+            return served.handler(arrival, metadata)
+        COMING.set((arrival, metadata))
+        return served
 
     def cut(self) -> int:
         """End what is in flight with the cause `shutdown`; how many calls that were."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -54,7 +54,8 @@ class Method:
         self._inner = inner
         self._asks = streams[0]
         self._yields = inspect.isasyncgenfunction(inner)
-        self._terms = MethodTerms(rules, path, any(streams))
+        self._terms = terms = MethodTerms(rules, path, any(streams))
+        self._says = rules.timings or terms.observing
         if not any(streams):
             self.serve: Callable[[Any, Any], Any] = self._single
         else:
@@ -65,8 +66,9 @@ class Method:
         calls = self._calls
         calls.running += 1
         try:
-            rpc = self._made(context)
-            cause = self._opened(rpc)
+            arrival, metadata = COMING.get()
+            rpc = Rpc(self._terms, arrival, metadata, context.time_remaining(), monotonic())
+            cause = rpc.begin()
             if cause is not None:
                 return await self._end(rpc, cause, context)
             try:
@@ -77,72 +79,65 @@ class Method:
             cause = rpc.conclude(None)
             if cause is not None:
                 return await self._end(rpc, cause, context)
-            self._say(rpc, context)
+            if self._says:
+                self._say(rpc, context)
             return answer
         finally:
             calls.running -= 1
-            calls.look()
+            if calls.idle is not None:
+                calls.look()
 
     async def _stream(self, request: Any, context: Any) -> Any:
         """At least one of the sides is a stream."""
         calls = self._calls
         calls.running += 1
         try:
-            rpc = self._made(context)
-            cause = self._opened(rpc)
+            arrival, metadata = COMING.get()
+            rpc = Rpc(self._terms, arrival, metadata, context.time_remaining(), monotonic())
+            cause = rpc.begin()
             if cause is not None:
                 return await self._end(rpc, cause, context)
-            watched: Any = Watched(context, rpc) if rpc.watched else context
-            if self._asks:
-                request = Requests(request, rpc)
             try:
-                if self._yields:
-                    answer = None
-                    await self._pass_on(self._inner(request, watched), watched)
-                else:
-                    answer = await self._inner(request, watched)
+                answer = await self._streamed(rpc, request, context)
             except BaseException as error:
                 await self._failed(rpc, error, context)
                 raise
-            finally:
-                if self._asks:
-                    await request.aclose()
             cause = rpc.conclude(None)
             if cause is not None:
                 return await self._end(rpc, cause, context)
-            self._say(rpc, context)
+            if self._says:
+                self._say(rpc, context)
             return answer
         finally:
             calls.running -= 1
-            calls.look()
+            if calls.idle is not None:
+                calls.look()
 
-    @staticmethod
-    async def _pass_on(messages: Any, context: Any) -> None:
-        write = context.write
+    async def _streamed(self, rpc: Rpc, request: Any, context: Any) -> Any:
+        """The handler itself."""
+        if rpc.watched:
+            context = Watched(context, rpc)
+        if not self._asks:
+            if self._yields:
+                return await _pass_on(self._inner(request, context), context.write)
+            return await self._inner(request, context)
+        requests = Requests(request, rpc)
         try:
-            async for message in messages:
-                await write(message)
-        except BaseException:
-            await messages.aclose()  # its clean-up belongs into the scope of the call
-            raise
-
-    # -- opening ---------------------------------------------------------------------------------
-
-    def _made(self, context: Any) -> Rpc:
-        arrival, metadata = COMING.get()
-        return Rpc(self._terms, arrival, metadata, context.time_remaining(), monotonic())
-
-    def _opened(self, rpc: Rpc) -> Cause | None:
-        return rpc.turned_away() if self._rules.ending.closed else rpc.open(rpc.touched)
+            if self._yields:
+                return await _pass_on(self._inner(requests, context), context.write)
+            return await self._inner(requests, context)
+        finally:
+            await requests.aclose()
 
     # -- ending ----------------------------------------------------------------------------------
 
     def _say(self, rpc: Rpc, context: Any) -> None:
-        """What every answer says of itself."""
+        """What an answer says of itself, or what is counted instead of being cut."""
         now = monotonic()
-        ours = trailers(rpc, now)
-        theirs = context.trailing_metadata()
-        context.set_trailing_metadata((*theirs, *ours) if theirs else ours)
+        if self._rules.timings:
+            ours = trailers(rpc, now)
+            theirs = context.trailing_metadata()
+            context.set_trailing_metadata((*theirs, *ours) if theirs else ours)
         if rpc.terms.observing:
             rpc.compare(now)
 
@@ -166,6 +161,15 @@ class Method:
             raise asyncio.CancelledError  # there is nobody to answer
         answer = answer_to(cause, rpc, monotonic(), context.trailing_metadata())
         await context.abort(answer.code, answer.message, answer.trailers)
+
+
+async def _pass_on(messages: Any, write: Callable[[Any], Awaitable[None]]) -> None:
+    try:
+        async for message in messages:
+            await write(message)
+    except BaseException:
+        await messages.aclose()  # its clean-up belongs into the scope of the call
+        raise
 
 
 class Watched:

@@ -79,33 +79,39 @@ def ahead(told: Duration, rounds: bool, exact: bool) -> Duration:
 class Rpc(Scope):
     """The scope of one call.
 
-    Attributes:
+    Args:
         terms: of its method.
         arrival: instant at which it came.
-        left: seconds that the caller gave; infinite when it set no deadline.
-        end: instant at which gRPC ends the call; infinite without one.
+        metadata: that it brings.
+        told: seconds that gRPC says are left; none without a deadline.
+        now: instant at which it said so.
+
+    Attributes:
+        terms: as given.
+        arrival: as given.
+        touched: instant of the last message of a stream; at first that at which it was opened.
+        end_of_caller: instant by which the caller wants its answer; infinite without a deadline.
+        end_of_grpc: instant at which gRPC ends the call; infinite without one.
         refusal: why it was not begun.
-        touched: instant of the last message of a stream.
     """
 
     __slots__ = (
         "_cause",
         "_given",
-        "_idling",
         "_ledger",
         "_ours",
-        "_trace",
         "arrival",
         "at",
+        "end_of_caller",
         "end_of_grpc",
-        "grace",
         "hop",
-        "left",
-        "refusal",
         "reserve",
         "terms",
         "touched",
     )
+
+    refusal: str = ""
+    _idling: IdleWatch | None = None
 
     def __init__(
         self,
@@ -115,7 +121,6 @@ class Rpc(Scope):
         told: Duration | None,
         now: Instant,
     ) -> None:
-        """Read what the call brings; `told` is what gRPC says is left, `now` is when it said so."""
         # Not super().__init__: as this runs for every call, and `cause` is more than a slot here.
         self.name = terms.name
         self.parent = self.children = self._cause = self.outcome = None
@@ -128,33 +133,30 @@ class Rpc(Scope):
         self.special = True
         self._given: Carried | None = None
         self._ledger: Ledger | None = None
-        self._idling: IdleWatch | None = None
-        self.refusal = ""
         self.terms = terms
-        self.arrival = arrival if arrival <= now else now
+        self.arrival = arrival
         self.touched: Instant = now
         self.hop = terms.hop
-        self.reserve = terms.limits.reserve
+        self.reserve = terms.reserve
         left, rounds, self._ours = terms.read(metadata)
-        # Where nobody has named it yet, it is given a name here, in time for every thread.
-        self._trace = "" if self._ours else fresh_trace_id()
-        self.end_of_grpc = NEVER
-        at = self.arrival + left
-        if told is not None and told < _MOST:
-            self.end_of_grpc = now + told
+        at = arrival + left
+        if told is None or told >= _MOST:
+            self.end_of_grpc = NEVER
+        else:
+            self.end_of_grpc = end = now + told
             margin = ahead(told, rounds, left != NEVER)
-            end = now + told - margin
-            at -= margin
-            at = end if end < at else at
-        self.left = at - self.arrival
-        own = self.arrival + terms.total
-        at = own if own < at else at
+            at = (end if end < at else at) - margin
+        self.end_of_caller = at
         if terms.observing:
             at = NEVER
+        else:
+            own = arrival + terms.total
+            if own < at:
+                at = own
         self.at = at
-        grace = terms.limits.grace
-        # Of a caller that gave little, half at most is kept for clean-up.
-        self.grace = min(grace, max(0.0, at - now) / 2) if grace else 0.0
+        if terms.grace:
+            # Of a caller that gave little, half at most is kept for clean-up.
+            self.grace = min(terms.grace, max(0.0, at - now) / 2)
 
     @property
     def cause(self) -> Cause | None:  # type: ignore[override]
@@ -197,7 +199,7 @@ class Rpc(Scope):
         identity = identify(
             inbound.trace,
             span_id=fresh_span_id(),
-            new_trace=lambda: self._trace or fresh_trace_id(),
+            new_trace=fresh_trace_id,
             sample=terms.sample,
         )
         return Carried(identity, inbound.stage, inbound.baggage)
@@ -205,21 +207,18 @@ class Rpc(Scope):
     @property
     def echo_id(self) -> str:
         """What an answer shows as its request id."""
-        if self._given is None:
-            if self._trace:
-                return self._trace
-            echo = self.terms.codec.echo(self._ours)
-            if echo is not None:
-                return echo.strip(b" \t").decode("ascii")
         return self.given.identity.echo_id
 
     # -- opening ---------------------------------------------------------------------------------
 
-    def open(self, now: Instant) -> Cause | None:  # type: ignore[override]
+    def begin(self) -> Cause | None:
         """Open in the task that runs; the cause when it must not begin."""
-        cause = self.too_late(now)
-        if cause is not None:
-            return cause
+        terms, now = self.terms, self.touched
+        if terms.ending.closed:
+            return self.turned_away()
+        left = self.at - now
+        if left <= 0 or left < terms.needed:
+            return self.too_late(now)
         task = running_task()
         assert task is not None, "grpc.aio runs its handlers in tasks"
         driver = driver_of(task.get_loop())
@@ -231,16 +230,14 @@ class Rpc(Scope):
         except ScopeEnded as ended:
             self.refusal = "cancelled"
             return ended.cause
-        idle = self.terms.idle
-        if idle != NEVER and not self.terms.observing:
-            self._idling = IdleWatch(self, idle, self._latest)
+        if terms.idle != NEVER and not terms.observing:
+            self._idling = IdleWatch(self, terms.idle, self._latest)
         return None
 
     def too_late(self, now: Instant) -> Cause | None:
         """Why it must not begin, if so."""
         left = self.at - now
-        needed = self.terms.limits.refuse_below
-        if left > 0 and left >= needed:
+        if left > 0 and left >= self.terms.needed:
             return None
         self.refusal = "expired" if left <= 0 else "too_little"
         self.terms.counts[f"refused.{self.refusal}"] += 1
@@ -309,14 +306,14 @@ class Rpc(Scope):
     def compare(self, now: Instant) -> None:
         """Count whether it would have been ended, where the policy only observes."""
         spent = now - self.arrival
-        limit = min(self.left, self.terms.total)
+        limit = min(self.end_of_caller - self.arrival, self.terms.total)
         self.terms.counts["would_exceed"] += spent > limit
 
     def is_late(self, cause: Cause, now: Instant) -> bool:
         """Whether what the caller gave is spent, so that another try is in vain for it."""
         if self.refusal == "too_little":
-            now += self.terms.limits.refuse_below
-        return is_late(cause, self.arrival + self.left, now, self.kept)
+            now += self.terms.needed
+        return is_late(cause, self.end_of_caller, now, self.kept)
 
     def timing(self, now: Instant) -> str:
         """What it spent, in the form of `Server-Timing`; empty where that is not told."""

@@ -71,6 +71,7 @@ class Rules:
         policy: limits by route, which is the path of a method, `/shop.Orders/Get` or
             `/shop.Orders/*`; `holdfast.domain.policy.DEFAULT_POLICY` by default.
         service: name of this hop in causes and timings, over that of the policy.
+        timings: see the carriers.
 
     Attributes:
         counts: calls by what became of them.
@@ -80,7 +81,10 @@ class Rules:
 
     ending: Stop
 
-    def __init__(self, policy: Policy | None = None, *, service: str = "") -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, service: str = "", timings: bool = False
+    ) -> None:
+        self.timings = timings
         self.counts: Counter[str] = Counter()
         self.threads: set[object] = set()
         self._service = service
@@ -120,13 +124,14 @@ class MethodTerms:
         streams: whether one of its sides is a stream.
 
     Attributes:
+        needed: seconds below which a call is refused.
         total: seconds that the policy gives a call; infinite for streams.
         idle: seconds that may pass without a message; infinite where a total limit holds instead.
     """
 
     __slots__ = (
-        "_names", "codec", "counts", "details", "ending", "hop", "idle", "limits", "name",
-        "observing", "sample", "timing", "total",
+        "_names", "codec", "counts", "details", "ending", "grace", "hop", "idle", "name", "needed",
+        "observing", "reserve", "sample", "timing", "total",
     )  # fmt: skip
 
     def __init__(self, rules: Rules, path: str, streams: bool) -> None:
@@ -142,12 +147,14 @@ class MethodTerms:
         self.observing = terms.observing
         self.sample = terms.sample
         resolved = terms.policy.limits(path, "POST")  # what a call is, seen from HTTP
-        self.limits = resolved.limits
+        limits = resolved.limits
+        self.grace, self.reserve = limits.grace, limits.reserve
+        self.needed = limits.refuse_below
         if resolved.stream or (streams and resolved.stream is None):
             self.total: Duration = NEVER
-            self.idle: Duration = resolved.limits.idle
+            self.idle: Duration = limits.idle
         else:
-            self.total, self.idle = resolved.limits.request, NEVER
+            self.total, self.idle = limits.request, NEVER
 
     def read(self, metadata: Sequence[Any]) -> tuple[Duration, bool, list[tuple[bytes, bytes]]]:
         """What the metadata of a call say to us.

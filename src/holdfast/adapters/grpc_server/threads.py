@@ -8,6 +8,7 @@ messages of a stream it is ended; and when it ran over, the answer is `DEADLINE_
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -27,6 +28,10 @@ from holdfast.runtime.clock import monotonic
 __all__ = ["GrpcThreadCarrier", "ThreadMethod"]
 
 _MOST: Final = 4096
+
+
+class _Over(Exception):
+    """Nobody waits for the call any more."""
 
 
 class ThreadMethod:
@@ -51,31 +56,34 @@ class ThreadMethod:
         return remade(self._handler, partial(self._serve, arrival, metadata))
 
     def _one(self, arrival: Instant, metadata: Any, request: Any, context: Any) -> Any:
-        rpc = self._opened(arrival, metadata, context)
-        try:
-            with rpc:
-                answer = self._inner(request, context)
-            self._say(rpc, context)
-            return answer
-        except Exception as error:
-            self._failed(rpc, error, context)
-            raise
-        finally:
-            self._rules.thread_done(rpc)
+        with suppress(_Over):
+            rpc = self._opened(arrival, metadata, context)
+            try:
+                with rpc:
+                    answer = self._inner(request, context)
+                self._say(rpc, context)
+                return answer
+            except Exception as error:
+                self._failed(rpc, error, context)
+                raise
+            finally:
+                self._rules.thread_done(rpc)
+        return None
 
     def _many(
         self, arrival: Instant, metadata: Any, request: Any, context: Any
     ) -> Generator[Any, None, None]:
-        rpc = self._opened(arrival, metadata, context)
-        try:
-            with rpc:
-                yield from self._messages(rpc, self._inner(request, context))
-            self._say(rpc, context)
-        except Exception as error:
-            self._failed(rpc, error, context)
-            raise
-        finally:
-            self._rules.thread_done(rpc)
+        with suppress(_Over):
+            rpc = self._opened(arrival, metadata, context)
+            try:
+                with rpc:
+                    yield from self._messages(rpc, self._inner(request, context))
+                self._say(rpc, context)
+            except Exception as error:
+                self._failed(rpc, error, context)
+                raise
+            finally:
+                self._rules.thread_done(rpc)
 
     @staticmethod
     def _messages(rpc: Rpc, messages: Iterator[Any]) -> Generator[Any, None, None]:
@@ -98,7 +106,7 @@ class ThreadMethod:
             self._end(rpc, cause, context)
         self._rules.threads.add(rpc)
         context.add_callback(partial(_gone, rpc))
-        if not hasattr(context, "trailing_metadata"):
+        if self._rules.timings and not hasattr(context, "trailing_metadata"):
             # In a thread of grpc.aio nobody can ask later what the handler has set.
             context.set_trailing_metadata(trailers(rpc, now, timing=False))
         return rpc
@@ -111,13 +119,16 @@ class ThreadMethod:
     def _end(self, rpc: Rpc, cause: Cause, context: Any) -> None:
         """Answer for the handler; raises what tells grpc that this is done."""
         self._rules.note(rpc.name, rpc.echo_id, code_of(cause).name, cause)
-        answer = answer_to(cause, rpc, monotonic(), _theirs(context))
+        now = monotonic()
+        if now >= rpc.end_of_grpc and not hasattr(context, "trailing_metadata"):
+            raise _Over  # grpc.aio would only say that it cannot send
+        answer = answer_to(cause, rpc, now, _theirs(context))
         context.set_trailing_metadata(answer.trailers)
         context.abort(answer.code, answer.message)
 
     def _say(self, rpc: Rpc, context: Any) -> None:
         now = monotonic()
-        if hasattr(context, "trailing_metadata"):
+        if self._rules.timings and hasattr(context, "trailing_metadata"):
             context.set_trailing_metadata((*_theirs(context), *trailers(rpc, now)))
         if rpc.terms.observing:
             rpc.compare(now)
@@ -150,15 +161,20 @@ class GrpcThreadCarrier(Rules, grpc.ServerInterceptor):
         policy: limits by route, which is the path of a method, `/shop.Orders/Get` or
             `/shop.Orders/*`; `holdfast.domain.policy.DEFAULT_POLICY` by default.
         service: name of this hop in causes and timings, over that of the policy.
+        timings: whether answers that went well say too, in their trailing metadata, which call
+            this was (`x-request-id`) and what it spent (`server-timing`), as those say that ended
+            early. Costs 3 % of a short call.
 
     Attributes:
         counts: calls by what became of them.
     """
 
-    def __init__(self, policy: Policy | None = None, *, service: str = "") -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, service: str = "", timings: bool = False
+    ) -> None:
         self.ending = Stop()
         self._methods: dict[str, tuple[Any, ThreadMethod]] = {}
-        super().__init__(policy, service=service)
+        super().__init__(policy, service=service, timings=timings)
 
     def _renew(self) -> None:
         self._methods.clear()
