@@ -7,9 +7,10 @@ they close what is idle when the process stops.
 
 Traps. The workers of a pool outlive whoever opens it, so they must not inherit its scope. A
 cancellation in the midst of a return would lose the connection, for the pool still counts it: where
-a return has to wait for anything, a task of its own finishes it. The `wait_for` of Python 3.11,
-which the pool waits with, can swallow a cancellation that comes together with a connection: it is
-looked for afterwards, and the connection goes back.
+a return has to wait for anything, a task of its own finishes it. The pool waits with `wait_for` on
+a condition; in Python 3.11 a cancellation that comes together with the time-out leaves the lock of
+that behind, and then nobody ever gets a connection again. So the place in the queue is one of ours,
+a future.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
+from psycopg_pool.pool_async import ReturnConnection
 
 from holdfast.adapters.psycopg.aio import AsyncConnection
 from holdfast.adapters.psycopg.blocking import Connection
@@ -65,6 +67,47 @@ class _Turn(Bounded):
         return error
 
 
+class _Place:
+    """A place in the queue of a pool; see the traps of the module.
+
+    Attributes:
+        conn: what it was given, whether whoever waited has seen it or not.
+    """
+
+    __slots__ = ("_given", "conn")
+
+    def __init__(self) -> None:
+        self.conn: Any = None
+        self._given: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, timeout: float) -> Any:
+        given = self._given
+        timer = given.get_loop().call_later(timeout, self._late, timeout)
+        try:
+            return await given
+        finally:
+            timer.cancel()
+
+    def _late(self, timeout: float) -> None:
+        if not self._given.done():
+            self._given.set_exception(PoolTimeout(f"no connection after {timeout:.2f} s"))
+
+    async def set(self, conn: Any) -> bool:
+        """Whether it takes the connection; the pool awaits that."""
+        if self._given.done():
+            return False
+        self.conn = conn
+        self._given.set_result(conn)
+        return True
+
+    async def fail(self, error: Exception) -> bool:
+        """Whether it takes the error; the pool awaits that."""
+        if self._given.done():
+            return False
+        self._given.set_exception(error)
+        return True
+
+
 class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
     """A `psycopg_pool.AsyncConnectionPool` whose connections keep to the ambient deadline.
 
@@ -93,10 +136,8 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         bound = _Turn(f"pool {self.name}")
         bound.admit()
         wish, left = self.timeout if timeout is None else timeout, bound.left
-        task = asyncio.current_task()
-        before = 0 if task is None else task.cancelling()
         try:
-            conn = await super().getconn(min(wish, left))
+            return await super().getconn(min(wish, left))
         except PoolTimeout as exc:
             if wish < left:
                 raise
@@ -104,10 +145,36 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         except asyncio.CancelledError as exc:
             exc.add_note(f"waited for a connection: {_crowd(self)}")
             raise
-        if task is not None and task.cancelling() > before:
-            await self.putconn(conn)
-            raise asyncio.CancelledError
+
+    async def _getconn_unchecked(self, timeout: float) -> ACT:
+        async with self._lock:
+            place: Any = None
+            conn = await self._get_ready_connection(timeout)
+            if conn is None:
+                place = _Place()
+                self._waiting.append(place)
+                self._noted(self._REQUESTS_QUEUED, 1)
+                self._maybe_grow_pool()
+        if conn is None:
+            conn = await self._waited(place, timeout)
+        given: Any = conn
+        given._pool = self
         return conn
+
+    async def _waited(self, place: _Place, timeout: float) -> Any:
+        begun = monotonic()
+        try:
+            return await place.wait(timeout)
+        except BaseException:
+            if place.conn is not None:
+                self.run_task(ReturnConnection(self, place.conn, from_getconn=True))
+            self._noted(self._REQUESTS_ERRORS, 1)
+            raise
+        finally:
+            self._noted(self._REQUESTS_WAIT_MS, int(1000 * (monotonic() - begun)))
+
+    def _noted(self, what: str, much: int) -> None:
+        vars(self)["_stats"][what] += much
 
     async def _putconn(self, conn: ACT, from_getconn: bool) -> None:
         idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
