@@ -47,6 +47,9 @@ _FLUSH: Final[Duration] = 0.1
 """Seconds between the end of the last handler and the GOAWAY."""
 
 
+_ANY: Final[Duration] = 3600.0
+
+
 class GrpcHealth(Protocol):
     """As much of `grpc_health.v1.health.aio.HealthServicer` as is needed."""
 
@@ -136,7 +139,10 @@ class GrpcServer:
 
     async def wait(self) -> None:
         """Return when the server has stopped by itself."""
-        await self._server.wait_for_termination()
+        # With a time-out, since whoever is cancelled while he waits without one cancels the future
+        # that grpc waits for when it is stopped.
+        while await self._server.wait_for_termination(_ANY):
+            pass
 
     def hurry(self) -> None:
         """Cancel the calls that are under way."""
