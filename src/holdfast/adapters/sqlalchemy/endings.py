@@ -14,6 +14,7 @@ Starlette again at every await, so what is waited for must be behind a shield of
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -31,6 +32,7 @@ from holdfast.runtime.tasks import aside
 
 __all__ = ["close_within", "commit_by_driver", "commit_within", "rollback_within"]
 
+_log: Final = logging.getLogger("holdfast.adapters.sqlalchemy")
 _DELIVERY: Final[Duration] = 0.05
 """Seconds within which a cancellation that is due is there."""
 _ACTIVE: Final = 1
@@ -90,13 +92,17 @@ def commit_by_driver(commit: Callable[[Any], Any], name: str, held: Any) -> None
 
 
 def _abandon(name: str, held: Any) -> None:
-    """Nothing is waited for any more."""
+    _cut(name, held)
+    _let_come()
+
+
+def _cut(name: str, held: Any) -> None:
+    """The server does not answer: the socket is closed without another word."""
     driver = held.driver_connection
     if name == "asyncpg":
         driver.terminate()
-    elif name == "psycopg_async":
+    elif name == "psycopg":
         await_only(driver.close())
-    _let_come()
 
 
 def _let_come() -> None:
@@ -122,26 +128,32 @@ def _unknown(bounds: Statement) -> ScopeEnded:
     return ours_for(bounds.cause(detail, kind=kind), None)
 
 
-def rollback_within(grace: Duration, rollback: Callable[[Any], Any], held: Any) -> None:
+def rollback_within(grace: Duration, rollback: Callable[[Any], Any], name: str, held: Any) -> None:
     """Roll back.
 
+    Args:
+        grace: seconds that it may take beyond the limit, or a cancellation.
+        rollback: what SQLAlchemy would do.
+        name: of the driver.
+        held: the connection, as the pool hands it out.
+
     Raises:
-        DeadlineExceeded: the answer did not come in time.
+        DeadlineExceeded: the answer did not come in time, and the connection is closed.
     """
-    _shielded("rollback", grace, rollback, held)
-
-
-def _shielded(name: str, grace: Duration, call: Callable[[Any], Any], held: Any) -> None:
     task = running_task()
     if task is None or not in_greenlet():
-        call(held)
+        rollback(held)
         return
-    shield = Shield(name, grace)
+    shield = Shield("rollback", grace)
     shield.enter(task)
     try:
-        call(held)
+        rollback(held)
     except BaseException as exc:
-        shield.leave(exc)
+        try:
+            shield.leave(exc)
+        except ScopeEnded:
+            _cut(name, held)
+            raise
         raise
     shield.leave(None)
 
@@ -170,12 +182,11 @@ async def _waited(end: Callable[[Any, Duration], Any], connection: Any, grace: D
 
 
 async def _end_asyncpg(connection: Any, grace: Duration) -> None:
-    # Waits for a cancel request that is under way, and closes hard when the time is over.
-    driver = connection._connection
+    # Waits for a cancel request that is under way, and is hard when it fails.
     try:
-        await driver.close(timeout=grace)
-    except (Exception, asyncio.CancelledError):
-        driver.terminate()
+        await connection._connection.close(timeout=grace)
+    except Exception as exc:
+        _log.debug("a connection was closed hard: %r", exc)
 
 
 async def _end_psycopg(connection: Any, grace: Duration) -> None:
@@ -183,6 +194,8 @@ async def _end_psycopg(connection: Any, grace: Duration) -> None:
     try:
         if driver.pgconn.transaction_status == _ACTIVE:
             await driver.cancel_safe(timeout=grace)
+    except Exception as exc:
+        _log.debug("what a connection was at could not be ended at the server: %r", exc)
     finally:
         await driver.close()
 
@@ -199,5 +212,5 @@ async def _end_aiosqlite(connection: Any, grace: Duration) -> None:
 _ENDS: Final[dict[str, Callable[[Any, Duration], Any]]] = {
     "aiosqlite": _end_aiosqlite,
     "asyncpg": _end_asyncpg,
-    "psycopg_async": _end_psycopg,
+    "psycopg": _end_psycopg,
 }

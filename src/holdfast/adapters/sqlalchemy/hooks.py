@@ -35,8 +35,8 @@ from holdfast.runtime.scope import ambient
 
 __all__ = ["Hooks"]
 
-_POSTGRES: Final = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2"})
-_LIBPQ: Final = frozenset({"psycopg", "psycopg_async", "psycopg2"})
+_POSTGRES: Final = frozenset({"asyncpg", "psycopg", "psycopg2"})
+_LIBPQ: Final = frozenset({"psycopg", "psycopg2"})
 _COVERED: Final = (
     "do_commit",
     "do_rollback",
@@ -44,11 +44,11 @@ _COVERED: Final = (
     "do_close",
     "do_terminate",
 )
-_IDLE: Final = 0
-_USABLE: Final = frozenset({_IDLE, 2, 3})
+_USABLE: Final = frozenset({0, 2, 3})
 """Of libpq's transaction status: idle, in a transaction, or in one that has failed."""
 _NAME: Final = 48
 _SLACK: Final[Duration] = 0.05
+"""Seconds: what a server is told is what was left, a little earlier."""
 
 
 class Hooks:
@@ -195,8 +195,8 @@ class Hooks:
         driver: Any = record.driver_connection
         if self._driver == "asyncpg":
             sound = not driver.is_closed()
-        elif self._driver in ("psycopg", "psycopg_async"):
-            sound = driver.pgconn.transaction_status == _IDLE
+        elif self._driver == "psycopg":
+            sound = driver.pgconn.transaction_status in _USABLE
         else:
             return
         if not sound:
@@ -228,7 +228,7 @@ class Hooks:
         state = state_of(held)
         state.told, state.limit, state.here = None, NEVER, None
         if self._is_async and not state.by_driver and ambient() is not None:
-            rollback_within(self._grace, self._rollback, held)
+            rollback_within(self._grace, self._rollback, self._driver, held)
         else:
             self._rollback(held)
         state.cut = False
@@ -277,7 +277,7 @@ class Hooks:
         server = is_server_timeout(error)
         if reached is not None and reached.kind is not CauseKind.DEADLINE and server:
             return ours_for(_Ended(bounds.cause("interrupted", kind=reached.kind)), theirs)
-        slack = _SLACK + 0.1 * max(0.0, bounds.limit - here.opened_at) if server else 0.0
+        slack = _SLACK if server else 0.0
         # A connection that is lost then was given up for it, or could not be made in time.
         lost = context.connection is None or context.is_disconnect
         if bounds.left > slack or not (server or lost):
@@ -311,7 +311,7 @@ class Hooks:
             plain = held.dbapi_connection
             begun = getattr(plain, "_started", plain._transaction is not None)  # the former in 2.0
             return begun or _autocommits(held)
-        if self._driver in ("psycopg", "psycopg_async"):
+        if self._driver == "psycopg":
             return driver.pgconn.transaction_status in _USABLE
         return True
 

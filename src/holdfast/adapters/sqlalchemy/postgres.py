@@ -19,7 +19,7 @@ from holdfast.domain.instant import NEVER, Duration
 
 __all__ = ["ServerTimeout"]
 
-_PARAMETER: Final = {"asyncpg": "$1", "psycopg": "%s", "psycopg_async": "%s"}
+_PARAMETER: Final = {"asyncpg": "$1", "psycopg": "%s"}
 _OWN: Final = (
     "SELECT (extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::bigint"
 )
