@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -16,10 +17,14 @@ import pytest
 import holdfast
 from holdfast.adapters.grpc_client import open_channel, open_sync_channel
 from holdfast.adapters.grpc_server import GrpcCarrier
+from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.phases import Phase
 from holdfast.domain.policy import Policy
 from holdfast.domain.policy.route import Limits
+from holdfast.domain.wire.richstatus import DETAILS_KEY, encode_status
+from holdfast.domain.wire.timing import TIMING_HEADER
 from holdfast.runtime.clock import monotonic
+from holdfast.runtime.ledger import Ledger
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time("asyncio")]
 
@@ -160,6 +165,60 @@ async def test_the_first_is_told_in_which_hop_the_time_went() -> None:
             async with holdfast.timeout(0.3):
                 await front(b"")
         assert late.value.phase is Phase.GRPC_HEADER
+
+
+STOCK = Cause(CauseKind.SHUTDOWN, "Orders/Next", "stock", 0.0, 1.0, 0.1)
+
+
+async def _telling(request: bytes, context: Any) -> bytes:
+    """Says what it has spent, as servers with carriers do when they are asked to."""
+    spent = (TIMING_HEADER, "stock;dur=250")
+    if request == b"stopped":
+        context.set_trailing_metadata((spent, (DETAILS_KEY, encode_status(14, "bye", STOCK))))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "bye")
+    context.set_trailing_metadata((spent,))
+    return b"done"
+
+
+@asynccontextmanager
+async def _told() -> AsyncGenerator[str]:
+    server = grpc.aio.server()
+    port = serve(server, _telling)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def test_a_request_learns_what_the_hops_below_have_spent() -> None:
+    async with _told() as target, open_channel(target) as channel:
+        call: Any = channel.unary_unary(METHOD)
+        async with holdfast.timeout(20.0) as scope:
+            scope.ledger = ledger = Ledger()
+            assert await call(b"") == b"done"
+            assert ledger.spent == [("stock", 0.25)]
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"stopped")
+            assert ledger.spent == 2 * [("stock", 0.25)]
+            assert [cause.hop for cause in ledger.below] == ["stock"]
+
+
+async def test_so_does_one_in_a_thread() -> None:
+    def work(target: str) -> Ledger:
+        with open_sync_channel(target) as channel, holdfast.timeout(20.0) as scope:
+            scope.ledger = ledger = Ledger()
+            method: Any = channel.unary_unary(METHOD)
+            assert method(b"") == b"done"
+            assert method.future(b"").result() == b"done"
+            with pytest.raises(grpc.RpcError):
+                method(b"stopped")
+            return ledger
+
+    async with _told() as target:
+        ledger = await asyncio.to_thread(work, target)
+    assert [hop for hop, _ in ledger.spent] == 3 * ["stock"]
+    assert [cause.hop for cause in ledger.below] == ["stock"]
 
 
 # -- retries of grpc -----------------------------------------------------------------------------

@@ -90,7 +90,10 @@ class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
             raise
         finally:
             rpc.waiters -= 1
-        rpc.done()
+        if rpc.ledger is None:
+            rpc.done()
+        else:
+            yield from rpc.told().__await__()
         return answer
 
     async def _wait(self) -> Any:
@@ -101,7 +104,7 @@ class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
             except AioRpcError as exc:
                 await told.explain(exc)
                 raise
-        rpc.done()
+        await rpc.told()
         return answer
 
 
@@ -136,7 +139,7 @@ class OneAnswerToMany(_Writes, grpc.aio.StreamUnaryCall[Any, Any]):
             except AioRpcError as exc:
                 await told.explain(exc)
                 raise
-        rpc.done()
+        await rpc.told()
         return answer
 
 
@@ -167,13 +170,13 @@ class Messages(_Answer, grpc.aio.UnaryStreamCall[Any, Any]):
                     self._begun = True
                 message = await (inner.__aiter__().__anext__() if iterated else inner.read())
             except StopAsyncIteration:
-                rpc.done()
+                await rpc.told()
                 raise
             except AioRpcError as exc:
                 await told.explain(exc)
                 raise
         if message is grpc.aio.EOF:
-            rpc.done()
+            await rpc.told()
         else:
             self._count += 1
         return message

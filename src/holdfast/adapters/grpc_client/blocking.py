@@ -22,6 +22,7 @@ from holdfast.adapters.grpc_client.outward import (
     Attempt,
     Line,
     hop_error,
+    note_times,
     said_below,
     spoken,
 )
@@ -135,6 +136,12 @@ class BlockingRpc(Attempt):
             trail.begin(Phase.GRPC_HEADER, now)
         trail.begin(Phase.GRPC_MESSAGE, now)
 
+    def well(self, inner: Any) -> None:
+        """All has gone well."""
+        if (ledger := self.ledger) is not None:
+            note_times(ledger, inner.trailing_metadata())
+        self.done()
+
     def done(self, error: BaseException | None = None) -> None:
         """It is over; whoever watches calls is told, in the context that it began in."""
         if self.line.watched:
@@ -158,12 +165,10 @@ class BlockingRpc(Attempt):
 
     def _explain(self, exc: Any, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self.line.hop)
+        below = said_below(self, exc.trailing_metadata())
         code = exc.code()
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED
         if late and self.late(now):
-            if below is not None and call.ledger is not None:
-                call.ledger.blame(below)
             trail.end(now, Ended.TIMEOUT, detail)
             return call.over()
         late = late and self.late_for_caller(now)
@@ -290,7 +295,7 @@ class FutureAnswer(_Delegating, grpc.Future):  # type: ignore[type-arg]
                 return
             exc: Any = inner.exception()
             if exc is None:
-                self._rpc.done()
+                self._rpc.well(inner)
             else:
                 self._error = self._rpc.explained(exc)
 
@@ -315,7 +320,7 @@ class StreamedAnswers(_Delegating):
                 self._begun = True
             message = next(inner)
         except StopIteration:
-            rpc.done()
+            rpc.well(inner)
             raise
         except PhaseTimeout:
             raise

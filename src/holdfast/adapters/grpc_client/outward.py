@@ -22,9 +22,9 @@ from holdfast.domain.wire.budget import DEFAULT_HEADERS
 from holdfast.domain.wire.problem import CAUSE_HEADER, parse_cause_header
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status, status_names
 from holdfast.domain.wire.settings import WireSettings
+from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
 from holdfast.runtime.ambient import hop_reserve
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.ledger import Ledger
 from holdfast.runtime.outbound import Call, Outbound
 from holdfast.runtime.scope import ambient
@@ -39,6 +39,7 @@ __all__ = [
     "Attempt",
     "Line",
     "hop_error",
+    "note_times",
     "rounded",
     "said_below",
     "spoken",
@@ -194,6 +195,14 @@ class Attempt:
         return self._made() if call is None else call
 
     @property
+    def ledger(self) -> Ledger | None:
+        """That of the request that it works for; none without one."""
+        here = self.here
+        while here is not None and here.ledger is None:
+            here = here.outer
+        return None if here is None else here.ledger
+
+    @property
     def recorded(self) -> bool:
         """Whether there is a record."""
         return self._call is not None
@@ -202,7 +211,7 @@ class Attempt:
         line, here, begun = self.line, self.here, self.begun
         self._call = call = Call(line.outbound, "grpc", line.host, line.path, line.target)
         call.here, call.begun, call.limit, call.now = here, begun, self.limit, self.now
-        call.ledger = _ledger_of(here)
+        call.ledger = self.ledger
         trail = call.trail
         trail.begun, trail.route = begun, _ROUTE
         trail.limit = self.limit if self._own is None else min(self.limit, begun + self._own)
@@ -239,21 +248,13 @@ class Attempt:
         return self._own is not None and self.begun + self._own - EARLY <= now
 
 
-def _ledger_of(here: HostedNode | None) -> Ledger | None:
-    while here is not None and here.ledger is None:
-        here = here.outer
-    return None if here is None else here.ledger
-
-
 # -- what the server says of its end -----------------------------------------------------------
 
 
-def said_below(metadata: Iterable[Any] | None, hop: str) -> Cause | None:
+def said_below(rpc: Attempt, metadata: Iterable[Any] | None) -> Cause | None:
     """The cause that a server tells in its trailing metadata, in full before in one line.
 
-    Args:
-        metadata: of the end of the call.
-        hop: name of the server, where it does not say its own.
+    It is noted for whoever answers the request that the call was made for.
     """
     cause: Cause | None = None
     for key, value in metadata or ():
@@ -261,7 +262,23 @@ def said_below(metadata: Iterable[Any] | None, hop: str) -> Cause | None:
             cause = parse_status(value) or cause
         elif key == CAUSE_HEADER and isinstance(value, str) and cause is None:
             cause = parse_cause_header(value)
-    return cause if cause is None or cause.hop else replace(cause, hop=hop)
+    if cause is not None and not cause.hop:
+        cause = replace(cause, hop=rpc.line.hop)
+    ledger = rpc.ledger
+    if ledger is not None:
+        note_times(ledger, metadata)
+        if cause is not None:
+            ledger.blame(cause)
+    return cause
+
+
+def note_times(ledger: Ledger, metadata: Iterable[Any] | None) -> None:
+    """Note what a server says that it has spent."""
+    for key, value in metadata or ():
+        if key == TIMING_HEADER and isinstance(value, str):
+            for entry in parse_timing(value):
+                if entry.seconds is not None:
+                    ledger.note(entry.name, entry.seconds)
 
 
 def spoken(error: Any) -> str:
@@ -280,8 +297,6 @@ def hop_error(call: Call, error: Any, cause: Cause | None) -> DeadlineExceeded |
     The header says so. A server that has ended a call by a limit of its own tells its cause alone:
     there is time left, and another try may be worth it.
     """
-    if cause is not None and call.ledger is not None:
-        call.ledger.blame(cause)
     options = call.outbound.options
     if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not options.raise_for_deadline:
         return None

@@ -19,11 +19,11 @@ from holdfast.adapters.grpc_client.outward import (
     Attempt,
     Line,
     hop_error,
+    note_times,
     said_below,
     spoken,
 )
-from holdfast.domain.cause import Cause
-from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, PhaseTimeout
+from holdfast.domain.errors import InsufficientBudget, PhaseTimeout
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.phases import Ended, Phase
 from holdfast.runtime.bell import Bell
@@ -148,6 +148,12 @@ class Rpc(Attempt):
             self.answered()
             self.call.trail.begin(Phase.GRPC_MESSAGE, self.call.now())
 
+    async def told(self) -> None:
+        """All has gone well, and somebody notes what the server has spent."""
+        if (ledger := self.ledger) is not None:
+            note_times(ledger, await self.inner.trailing_metadata())
+        self.done()
+
     def done(self) -> None:
         """All has gone well."""
         if self._dial is not None:
@@ -202,13 +208,13 @@ class Rpc(Attempt):
 
     async def _explain(self, exc: AioRpcError, detail: str) -> Exception:
         call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(exc.trailing_metadata(), self.line.hop)
+        below = said_below(self, exc.trailing_metadata())
         late = exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if late and self.late(now):
             if not self.kept:
                 await self._wait_for_the_end()
             trail.end(call.now(), Ended.TIMEOUT, detail)
-            return self._over(below)
+            return call.over()
         late = late and self.late_for_caller(now)
         trail.end(now, Ended.TIMEOUT if late else Ended.FAILED, detail or spoken(exc))
         exc.add_note(trail.line())
@@ -222,11 +228,6 @@ class Rpc(Attempt):
             return exc
         error.__cause__ = exc
         return error
-
-    def _over(self, below: Cause | None) -> DeadlineExceeded:
-        if below is not None and self.call.ledger is not None:
-            self.call.ledger.blame(below)
-        return self.call.over()
 
     async def _wait_for_the_end(self) -> None:
         """Let the scope around end the call: what grpc was given is over a moment before it is."""

@@ -160,7 +160,7 @@ class _ForOne(_Method):
         except BaseException as exc:
             rpc.cut(exc)
             raise
-        rpc.done()
+        rpc.well(call)
         return answer, call
 
     def _waited(self, rpc: BlockingRpc, request: Any, told: dict[str, Any]) -> tuple[Any, Any]:
