@@ -1,0 +1,136 @@
+"""A server that freezes: whoever waits for it is free at the deadline and a grace."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+import holdfast
+from holdfast.adapters.sqlalchemy import instrument
+from holdfast.domain.errors import OutcomeUnknown
+from holdfast.testing.proxy import FaultProxy
+from tests.adapters import test_sqlalchemy_sync as sync
+from tests.adapters.test_sqlalchemy import ENDED, drivers, engine_for, until
+
+pytestmark = pytest.mark.real_time
+
+
+@drivers
+@pytest.mark.parametrize("moment", ["execute", "rollback", "close", "dispose"])
+async def test_a_frozen_server_frees_the_caller(postgres: Any, driver: str, moment: str) -> None:
+    async with (
+        FaultProxy(postgres.host, postgres.port) as proxy,
+        engine_for(postgres, driver, proxy.port) as engine,
+    ):
+        instrument(engine, grace=0.2)
+        loop = asyncio.get_running_loop()
+        began = 0.0
+
+        async def work() -> None:
+            nonlocal began
+            async with AsyncSession(engine) as session:
+                await session.execute(text("SELECT 1"))
+                proxy.to_client.stall()
+                proxy.to_server.stall()
+                began = loop.time()
+                if moment == "execute":
+                    await session.execute(text("SELECT 2"))
+                elif moment == "rollback":
+                    await session.rollback()
+
+        if moment == "dispose":
+            async with engine.connect():
+                pass
+            proxy.to_client.stall()
+            began = loop.time()
+            with pytest.raises(holdfast.DeadlineExceeded):  # noqa: PT012
+                async with holdfast.timeout(0.2):
+                    await engine.dispose()
+                    await asyncio.sleep(ENDED)
+        else:
+            with pytest.raises(holdfast.DeadlineExceeded):  # noqa: PT012
+                async with holdfast.timeout(0.2):
+                    await work()
+                    await asyncio.sleep(ENDED)
+        assert loop.time() - began < ENDED
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        proxy.heal()
+        async with AsyncSession(engine) as session:
+            assert (await session.execute(text("SELECT 3"))).scalar() == 3
+
+
+@drivers
+async def test_the_outcome_of_a_commit_without_an_answer_is_unknown(
+    postgres: Any, driver: str
+) -> None:
+    postgres.ask("CREATE TABLE IF NOT EXISTS sa_commits (id int)")
+    async with (
+        FaultProxy(postgres.host, postgres.port) as proxy,
+        engine_for(postgres, driver, proxy.port) as engine,
+    ):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(OutcomeUnknown) as caught:  # noqa: PT012
+            async with holdfast.timeout(0.2), AsyncSession(engine) as session:
+                await session.execute(text("INSERT INTO sa_commits VALUES (1)"))
+                proxy.to_client.stall()
+                await session.commit()
+        assert loop.time() - began < 2 * ENDED
+        assert isinstance(caught.value, sqlalchemy.exc.DBAPIError)
+        assert "may have been done" in str(caught.value)
+        assert not holdfast.is_retryable(caught.value)
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        # It was done, as a matter of fact: only the answer is missing.
+        await until(lambda: bool(postgres.ask("SELECT 1 FROM sa_commits")), "not committed")
+        postgres.ask("DROP TABLE sa_commits")
+
+
+@drivers
+async def test_a_commit_that_is_answered_within_the_grace_is_a_commit(
+    postgres: Any, driver: str
+) -> None:
+    postgres.ask("CREATE TABLE IF NOT EXISTS sa_late (id int)")
+    async with (
+        FaultProxy(postgres.host, postgres.port) as proxy,
+        engine_for(postgres, driver, proxy.port) as engine,
+    ):
+        done = False
+        with pytest.raises(holdfast.DeadlineExceeded) as caught:  # noqa: PT012
+            async with holdfast.timeout(0.4), engine.begin() as connection:
+                await connection.execute(text("INSERT INTO sa_late VALUES (1)"))
+                proxy.to_client.delay(0.5)
+                await connection.commit()
+                done = True
+                await asyncio.sleep(ENDED)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert done
+        assert postgres.ask("SELECT count(*) FROM sa_late") == [(1,)]
+        postgres.ask("DROP TABLE sa_late")
+
+
+def test_a_frozen_server_frees_a_thread_that_has_a_driver_of_ours(postgres: Any) -> None:
+    with (
+        FaultProxy(postgres.host, postgres.port) as proxy,
+        sync.engine_for(postgres, "psycopg ours", proxy.port) as engine,
+    ):
+        for moment in ("execute", "close"):
+            began = time.monotonic()
+            with (  # noqa: PT012
+                pytest.raises(holdfast.DeadlineExceeded),
+                holdfast.timeout(0.3),
+                Session(engine) as session,
+            ):
+                session.execute(text("SELECT 1"))
+                proxy.to_client.stall()
+                if moment == "execute":
+                    session.execute(text("SELECT 2"))
+            assert time.monotonic() - began < ENDED
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            proxy.heal()
