@@ -29,8 +29,8 @@ PATIENCE = 10.0
 NUMBERS = itertools.count()
 
 
-async def until(true: Callable[[], object], what: str = "") -> None:
-    async with holdfast.timeout(PATIENCE, name=what or "patience"):
+async def until(true: Callable[[], object], patience: float = PATIENCE) -> None:
+    async with holdfast.timeout(patience, name="patience"):
         while not true():  # noqa: ASYNC110 - of another task, or the broker
             await asyncio.sleep(0.005)
 
@@ -453,7 +453,11 @@ async def test_a_host_drains_a_consumer(rabbitmq: Any) -> None:
         await until_count(place, 1)
 
 
-async def test_random_stops_lose_nothing(rabbitmq: Any) -> None:
+@pytest.mark.parametrize(
+    ("messages", "stops"),
+    [(300, 12), pytest.param(5000, 300, marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
+)
+async def test_random_stops_lose_nothing(rabbitmq: Any, messages: int, stops: int) -> None:
     done: list[bytes] = []
 
     async def handle(message: Any) -> None:
@@ -461,21 +465,21 @@ async def test_random_stops_lose_nothing(rabbitmq: Any) -> None:
         done.append(message.body)
 
     async with opened(rabbitmq) as place:
-        everything = [b"%d" % n for n in range(300)]
+        everything = [b"%d" % n for n in range(messages)]
         for body in everything:
             await place.send(body)
-        for n in range(12):
+        for n in range(stops):
             consumer = Consumer(place.queue, handle, prefetch=5)
             with suppress(holdfast.ScopeEnded):
                 async with holdfast.timeout(0.02 + n * 0.618 % 1.0 / 50):
                     await consumer.run()
             assert consumer.counts["unsettled"] == 0
         async with consuming(place, handle, prefetch=5):
-            await until(lambda: len(set(done)) == 300)
+            await until(lambda: len(set(done)) == messages, 20 * PATIENCE)
         await until_count(place, 0)
         # What ended at the moment of its cancellation was not acknowledged, and came again.
         assert set(done) == set(everything)
-        assert len(done) <= 300 + 12 * 5
+        assert len(done) <= messages + stops * 5
 
 
 # -- a channel that is lost ------------------------------------------------------------------------
@@ -529,8 +533,57 @@ async def test_a_consumer_goes_on_after_a_reconnect(rabbitmq: Any) -> None:
                 await until(lambda: done == [b"before"])
                 proxy.cut()
                 await place.send(b"after")
-                await until(lambda: b"after" in done, "reconnect")
+                await until(lambda: b"after" in done)
                 await consumer.stop()
+            await connection.close()
+
+
+async def test_a_queue_that_is_not_there_is_the_librarys_error(rabbitmq: Any) -> None:
+    async def handle(message: Any) -> None: ...
+
+    async with opened(rabbitmq) as place:
+        channel = await place.connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        await queue.delete()
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+            await Consumer(queue, handle).run()
+
+
+async def test_a_broker_that_freezes_does_not_hold_a_stop(rabbitmq: Any) -> None:
+    begun: list[bytes] = []
+
+    async def handle(message: Any) -> None:
+        begun.append(message.body)
+        await asyncio.sleep(0.3)
+
+    with FaultProxy(rabbitmq.host, rabbitmq.port) as proxy:
+        async with opened(rabbitmq) as place:
+            connection = await aio_pika.connect(rabbitmq.url(port=proxy.port))
+            queue = await (await connection.channel()).get_queue(place.queue.name)
+            consumer = Consumer(queue, handle, grace=0.3)
+            async with holdfast.tasks() as group, asyncio.timeout(PATIENCE):
+                running = group.start(consumer.run())
+                await place.send()
+                await until(lambda: begun)
+                proxy.to_client.stall()
+                await consumer.stop()
+                await asyncio.wait([running])
+            proxy.to_client.resume()
+            await connection.close()
+
+
+async def test_a_broker_that_does_not_answer_does_not_hold_a_consumer(rabbitmq: Any) -> None:
+    async def handle(message: Any) -> None: ...
+
+    with FaultProxy(rabbitmq.host, rabbitmq.port) as proxy:
+        async with opened(rabbitmq) as place:
+            connection = await aio_pika.connect(rabbitmq.url(port=proxy.port))
+            queue = await (await connection.channel()).get_queue(place.queue.name)
+            proxy.to_client.stall()
+            with pytest.raises(holdfast.DeadlineExceeded):
+                async with holdfast.timeout(0.3):
+                    await Consumer(queue, handle, grace=0.3).run()
+            proxy.to_client.resume()
             await connection.close()
 
 

@@ -199,6 +199,26 @@ async def test_a_putter_that_got_its_place_and_is_cancelled_passes_it_on() -> No
     assert pool.stats().done == 2
 
 
+async def test_who_waits_for_a_place_in_a_pool_that_is_cancelled_is_told_why() -> None:
+    async with holdfast.tasks() as group:
+        with pytest.raises(holdfast.Cancelled, match="enough"):  # noqa: PT012
+            async with workers(1, most=0) as pool:
+                await pool.put(take, 100)
+                waiting = group.start(quietly(pool, told := []))
+                await asyncio.sleep(1)
+                pool.cancel("enough")
+                await asyncio.Event().wait()
+        await asyncio.wait([waiting])
+    assert "enough" in str(told[0])
+
+
+async def quietly(pool: Workers, told: list[Any]) -> None:
+    try:
+        await pool.put(take, 1)
+    except holdfast.ScopeEnded as error:
+        told.append(error)
+
+
 async def test_without_room_items_go_straight_to_a_worker() -> None:
     async with workers(2, most=0) as pool:
         for n in range(6):

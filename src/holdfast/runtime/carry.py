@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from functools import cache
+from hashlib import blake2s
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +55,8 @@ _TIME_NAMESPACE: Final = Path("/proc/self/ns/time")
 def _host_clock() -> str:
     """A name for the monotonic clock of this host; empty where it cannot be told from others.
 
-    It begins with the boot of the kernel, and a time namespace may move it.
+    It begins with the boot of the kernel, and a time namespace may move it. Both are hashed: what
+    goes to a broker need not tell strangers which machine it comes from.
     """
     try:
         boot = _BOOT.read_text("ascii").strip()
@@ -64,7 +66,7 @@ def _host_clock() -> str:
         space = str(_TIME_NAMESPACE.stat().st_ino)
     except OSError:  # a kernel without time namespaces
         space = "0"
-    return f"{boot}.{space}"
+    return blake2s(f"{boot}.{space}".encode(), digest_size=8).hexdigest()
 
 
 def _clock_name(now: Callable[[], Instant]) -> str:

@@ -55,6 +55,9 @@ class Floor:
     # -- handing over ----------------------------------------------------------------------------
 
     def _check(self) -> None:
+        cause = self.scope.reached()
+        if cause is not None:
+            raise error_for(cause)
         if not self._open:
             raise UsageError(f"pool '{self.scope.name}' is not open, so nothing can be put into it")
         if asyncio.get_running_loop() is not self.scope.driver.loop:
@@ -62,9 +65,6 @@ class Floor:
                 f"pool '{self.scope.name}' belongs to another loop; "
                 "use loop.call_soon_threadsafe() of that one"
             )
-        cause = self.scope.reached()
-        if cause is not None:
-            raise error_for(cause)
 
     def _full(self) -> bool:
         return len(self._waiting) >= self._most and len(self._running) >= self._count

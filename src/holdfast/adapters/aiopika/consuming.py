@@ -35,7 +35,7 @@ from holdfast.domain.errors import InsufficientBudget, ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.domain.tree import Outcome
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
-from holdfast.runtime.ambient import shield
+from holdfast.runtime.ambient import shield, timeout
 from holdfast.runtime.carry import Received, extract
 from holdfast.runtime.clock import fresh_span_id
 from holdfast.runtime.tasks import TaskGroup, tasks
@@ -115,6 +115,8 @@ class Consumer:
         self._over: asyncio.Future[None] | None = None
         self._stopped = False
         self._open: set[Received] = set()
+        self._handed: dict[AbstractIncomingMessage, None] = {}
+        """Messages whose handling has not taken its first step."""
 
     async def run(self) -> None:
         """Consume until `stop` is called, or the scope around it ends.
@@ -125,6 +127,7 @@ class Consumer:
         Raises:
             ConnectionError: the channel was closed, and is not one that opens again by itself.
             UsageError: it runs already.
+            Exception: of aio-pika, where it cannot begin.
         """
         if self._group is not None:
             raise UsageError(f"consumer '{self.name}' runs already")
@@ -133,29 +136,44 @@ class Consumer:
         if self._stopped:
             self._over.set_result(None)
         closed = cast("asyncio.Future[Any]", channel.closed())  # it says less than it gives
+        channel.close_callbacks.add(self._lost)
         try:
             async with tasks(f"consume {self.name}") as self._group:
                 self._context = contextvars.copy_context()
-                channel.close_callbacks.add(self._lost)
-                tag = f"holdfast.{fresh_span_id()}"
-                try:
-                    # A question to the broker that is cut costs aio-pika the channel.
-                    async with shield(self._grace, name="begin consuming"):
-                        await channel.set_qos(prefetch_count=self._prefetch)
-                        await self._queue.consume(self._arrived, consumer_tag=tag)
-                    await asyncio.wait([self._over, closed], return_when="FIRST_COMPLETED")
-                finally:
-                    if not closed.done():
-                        async with shield(self._grace, name="stop consuming"):
-                            await self._queue.cancel(tag)
+                failure = await self._consume(self._over, closed)
         finally:
             channel.close_callbacks.discard(self._lost)
             lost = closed.done() and not self._over.done()
             closed.cancel()
             self._group = self._over = None
             self._stopped = False
+            # A task that is cancelled before its first step never learns of it.
+            for message in tuple(self._handed):
+                self._handed.pop(message)
+                self.counts[Ending.CUT.value] += 1
+                await self._settle(message, Verdict.REQUEUE, 0)
+        if failure is not None:
+            raise failure
         if lost:
             raise ConnectionError(f"consumer '{self.name}': its channel was closed")
+
+    async def _consume(
+        self, over: asyncio.Future[None], closed: asyncio.Future[Any]
+    ) -> Exception | None:
+        """Consume until `over` or `closed`. The error where that could not begin, if any."""
+        tag = f"holdfast.{fresh_span_id()}"
+        try:
+            # A question to the broker that is cut costs aio-pika the channel.
+            async with shield(self._grace, name="begin consuming"):
+                await self._queue.channel.set_qos(prefetch_count=self._prefetch)
+                await self._queue.consume(self._arrived, consumer_tag=tag)
+            await asyncio.wait([over, closed], return_when="FIRST_COMPLETED")
+        except Exception as error:
+            return error
+        finally:
+            if not closed.done():
+                await self._leave(tag)
+        return None
 
     async def stop(self) -> None:
         """Take nothing new; `run` returns when what is being handled has ended.
@@ -165,6 +183,14 @@ class Consumer:
         self._stopped = True
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
+
+    async def _leave(self, tag: str) -> None:
+        """Tell the broker to send nothing more. What comes all the same is put back."""
+        try:
+            async with shield(self._grace), timeout(self._grace, name="stop consuming"):
+                await self._queue.cancel(tag)
+        except Exception as error:
+            _log.warning("consumer '%s' could not say that it stops: %r", self.name, error)
 
     # -- one message -----------------------------------------------------------------------------
 
@@ -177,11 +203,13 @@ class Consumer:
             except (ScopeEnded, UsageError):
                 pass  # it ends just now
             else:
+                self._handed[message] = None
                 return
         self.counts[Ending.CUT.value] += 1
         await self._settle(message, Verdict.REQUEUE, 0)
 
     async def _one(self, message: AbstractIncomingMessage) -> None:
+        self._handed.pop(message, None)
         failed, delivered = attempts_of(message.headers)
         scope: Received | None = None
         if delivered >= self._deliveries:
@@ -249,7 +277,7 @@ class Consumer:
         if message.processed:  # by the handler
             return
         try:
-            async with shield(self._grace, name="settle"):
+            async with shield(self._grace), timeout(self._grace, name="settle"):
                 match then:
                     case Verdict.ACK:
                         await message.ack()
