@@ -739,6 +739,16 @@ def test_observing_cuts_nothing_and_counts() -> None:
     assert middleware.counts["would_exceed"] == 0
 
 
+def test_observing_a_stream_still_keeps_to_what_is_around() -> None:
+    routes = [{"path": "/", "stream": True}]
+    observing = replace(policy_from_mapping({"routes": routes}), mode="observe")
+    middleware = HoldfastMiddleware(generating(b"x", b"y", pause=0.2), observing)
+    with contextlib.suppress(TimeoutError), holdfast.timeout(0.1):
+        answer = ask(middleware)
+        assert answer.parts == [b"x"]
+        assert isinstance(answer.error, holdfast.DeadlineExceeded)
+
+
 def test_off_is_out_of_the_way() -> None:
     middleware = HoldfastMiddleware(listing, replace(policy(), mode="off"))
     answer = ask(middleware, **{DEADLINE: "0"})

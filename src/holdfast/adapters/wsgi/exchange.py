@@ -60,6 +60,13 @@ class Exchange(Served):
         noted: why a framework has made a page with a 500, where that is an error of ours.
     """
 
+    # Not every request comes to where these are set.
+    _outside: HostedNode | None
+    _headers: Headers
+    _server_write: Write
+    _end: Instant
+    _idle: Duration
+
     def __init__(
         self,
         environ: Environ,
@@ -81,18 +88,11 @@ class Exchange(Served):
             self._inner = True
             self.carried = self.scope.given = outer.carried
         self._server = server
-        self._outside: HostedNode | None = None
         self._inside: HostedNode | None = self.scope
-        self._server_write: Write | None = None
         self._status = ""
-        self._headers: Headers = []
-        self._failure: Cause | None = None
         self.noted: Cause | None = None
         self.begun = self._complete = self._entered = False
-        self._length: float = NEVER
-        self._sent = 0
-        self._end: Instant = NEVER
-        self._idle: Duration = NEVER
+        self._due: float = NEVER
 
     # -- opening and closing ---------------------------------------------------------------------
 
@@ -154,33 +154,31 @@ class Exchange(Served):
         if self._status and exc_info is None:
             raise AssertionError("start_response() was called before; give exc_info to call again")
         self._status, self._headers = status, headers
-        self._failure = None
         if status.startswith("5"):
             # A framework turns an error of ours into its own page, inside its except block.
             error = sys.exc_info()[1] if exc_info is None else exc_info[1]
-            self._failure = ended_by(error)
+            self.noted = ended_by(error) or self.noted
         return self._write
 
     def _write(self, data: bytes) -> None:
         if self.late:
             raise self._over("noticed when it wrote")
-        if not self.begun and data:
+        if not self.begun:
+            if not data:
+                return
             cause = self.instead()
             if cause is not None:
                 raise DeadlineExceeded(cause)
             self.begin()
-        if self._server_write is not None:
-            self._server_write(data)
-            self.count(data)
+        self._server_write(data)
+        self.count(data)
 
     # -- what it sends ---------------------------------------------------------------------------
 
     def instead(self) -> Cause | None:
         """Why this response must not begin, if so."""
-        if self._status.startswith("5"):
-            told = self._failure or self.noted
-            if told is not None:
-                return told
+        if self.noted is not None and self._status.startswith("5"):
+            return self.noted
         now = self.now()
         if self.scope.limit <= now:
             return self.scope.cause_of(CauseKind.DEADLINE, now, "noticed when the response began")
@@ -207,7 +205,7 @@ class Exchange(Served):
                 if value.startswith("text/event-stream") and self._may_stream():
                     self._become_stream()
             elif lower == "content-length":
-                self._length = int(value) if value.isdecimal() else NEVER
+                self._due = int(value) if value.isdecimal() else NEVER
             elif lower == "x-request-id":
                 named = True
         if not self._inner:
@@ -230,13 +228,13 @@ class Exchange(Served):
 
     def touch(self) -> None:
         """Another part is asked for: of a stream, the idle limit begins anew."""
-        if self.streams and self._idle != NEVER:
+        if not self.terms.observing:
             self.scope.limit = min(self._end, self.now() + self._idle)
 
     def count(self, part: bytes) -> None:
         """A part goes to the server."""
-        self._sent += len(part)
-        if self._sent >= self._length:
+        self._due -= len(part)
+        if self._due <= 0:
             self._complete = True
 
     def exhausted(self) -> None:
@@ -250,7 +248,7 @@ class Exchange(Served):
 
     def cut(self) -> DeadlineExceeded:
         """The error that has the server end the connection."""
-        if self.streams and self.scope.limit < self._end:
+        if self.streams and not self.terms.observing and self.scope.limit < self._end:
             return self._over(f"nothing was sent for {format_duration(self._idle)}")
         return self._over("noticed between two parts of the body")
 
@@ -274,7 +272,7 @@ class Exchange(Served):
         shown = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         self.begun = True
         self._server(_PHRASES.get(status, f"{status} Client Closed Request"), shown)
-        self._length, self._complete = len(body), True
+        self._complete = True
         return () if self.method == "HEAD" else (body,)
 
 
