@@ -57,11 +57,13 @@ class Shop:
         closed: what ran when a handler ended.
     """
 
-    def __init__(self, policy: Policy | None = None, *, timings: bool = False) -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, timings: bool = False, options: Any = ()
+    ) -> None:
         self.seen: list[Seen] = []
         self.closed: list[str] = []
         self.carrier = GrpcCarrier(policy, service="orders", timings=timings)
-        self.inner = grpc.aio.server(interceptors=[self.carrier])
+        self.inner = grpc.aio.server(interceptors=[self.carrier], options=options)
         self.port = 0
 
     def add(self, **methods: Callable[..., Any]) -> None:
@@ -154,10 +156,14 @@ async def until(true: Callable[[], bool], patience: float = ENDED) -> None:
 
 @asynccontextmanager
 async def shop(
-    policy: Policy | None = None, *, timings: bool = False, **methods: Callable[..., Any]
+    policy: Policy | None = None,
+    *,
+    timings: bool = False,
+    options: Any = (),
+    **methods: Callable[..., Any],
 ) -> AsyncGenerator[tuple[Shop, grpc.aio.Channel]]:
     """A shop that serves, and a plain channel to it."""
-    served = Shop(policy, timings=timings)
+    served = Shop(policy, timings=timings, options=options)
     served.add(**methods)
     await served.start()
     try:

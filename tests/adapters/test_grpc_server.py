@@ -15,14 +15,17 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 import holdfast
+from holdfast import lifecycle
 from holdfast.adapters.grpc_client import open_channel
 from holdfast.adapters.grpc_server import GrpcCarrier, stop_begun, stopping
 from holdfast.adapters.grpc_server.rpc import ahead
 from holdfast.domain.cause import CauseKind
+from holdfast.domain.discovery.keepalive import Keepalive
 from holdfast.domain.errors import UsageError
 from holdfast.domain.policy import DEFAULT_POLICY, Limits, Policy, Route
 from holdfast.domain.wire.problem import CAUSE_HEADER
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status
+from holdfast.testing.proxy import FaultProxy
 from tests.adapters.grpc_serving import (
     ENDED,
     KINDS,
@@ -518,3 +521,59 @@ async def test_two_thousand_calls_at_once_leave_nothing() -> None:
 
 def test_a_carrier_is_one_interceptor() -> None:
     assert isinstance(GrpcCarrier(), grpc.aio.ServerInterceptor)
+
+
+async def test_a_client_behind_a_dead_line_is_noticed_by_keepalive() -> None:
+    keepalive = Keepalive(time=1.0, timeout=0.5)
+    async with shop(options=keepalive.server_options()) as (served, _):
+        with FaultProxy("127.0.0.1", served.port) as proxy:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.port}") as channel:
+                running = [
+                    asyncio.ensure_future(call(channel, kind, LONG)) for kind in ("One", "Ticks")
+                ]
+                await served.arrived(2)
+                proxy.to_server.stall()
+                proxy.to_client.stall()
+                await until(lambda: all(seen.end for seen in served.seen), 20.0)
+                causes = [seen.cause for seen in served.seen]
+                assert [cause and cause.kind for cause in causes] == [CauseKind.DISCONNECT] * 2
+                proxy.reset()
+                await asyncio.wait(running)
+                for each in running:
+                    assert isinstance(each.exception(), grpc.aio.AioRpcError)
+
+
+async def test_a_server_that_was_started_within_a_scope_is_bound_by_it() -> None:
+    with pytest.raises(holdfast.DeadlineExceeded):  # noqa: PT012 - it ends around the server
+        async with holdfast.timeout(1.0, name="run"), shop() as (served, channel):
+            assert await call(channel, "One", 0.0) == [b"one"]
+            (seen,) = served.seen
+            assert seen.left < 1.0
+            assert seen.context.scope == "run/grpc /shop.Orders/One"
+            await asyncio.sleep(LONG)
+
+
+async def test_what_is_to_be_done_at_the_end_of_a_call_is_done() -> None:
+    ends: list[tuple[str, Any]] = []
+
+    async def tidy(request: bytes, context: Any) -> bytes:
+        lifecycle.at_end(lambda outcome, cause: ends.append((outcome, cause and cause.kind)))
+        await served.visit("Tidy").wait(float(request))
+        return b"tidy"
+
+    async with shop(one_Tidy=tidy) as (served, channel):
+        assert await call(channel, "Tidy", 0.0) == [b"tidy"]
+        made = begin(channel, "Tidy", LONG)
+        await served.arrived(2)
+        made.cancel()
+        await until(lambda: len(ends) == 2)
+        assert ends == [("done", None), ("cancelled", CauseKind.DISCONNECT)]
+
+
+async def test_a_call_leaves_no_scope_in_the_tree() -> None:
+    async with shop() as (served, channel):
+        running = asyncio.ensure_future(call(channel, "One", 0.3))
+        await served.arrived()
+        await until(lambda: "grpc /shop.Orders/One" in str(holdfast.tree()))
+        await running
+        assert "grpc /shop.Orders/One" not in str(holdfast.tree())
