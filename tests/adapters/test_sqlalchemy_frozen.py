@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -113,6 +114,25 @@ async def test_a_commit_that_is_answered_within_the_grace_is_a_commit(
         assert done
         assert postgres.ask("SELECT count(*) FROM sa_late") == [(1,)]
         postgres.ask("DROP TABLE sa_late")
+
+
+@drivers
+async def test_many_connections_are_closed_within_one_grace(postgres: Any, driver: str) -> None:
+    async with (
+        FaultProxy(postgres.host, postgres.port) as proxy,
+        engine_for(postgres, driver, proxy.port, pool_size=30) as engine,
+    ):
+        opened = [await engine.connect() for _ in range(30)]
+        for connection in opened:
+            await connection.close()
+        proxy.to_client.stall()
+        proxy.to_server.stall()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with suppress(holdfast.DeadlineExceeded):
+            async with holdfast.timeout(0.2):
+                await engine.dispose()
+        assert loop.time() - began < 2 * ENDED, "each had a grace of its own"
 
 
 def test_a_frozen_server_frees_a_thread_that_has_a_driver_of_ours(postgres: Any) -> None:

@@ -35,6 +35,8 @@ __all__ = ["close_within", "commit_by_driver", "commit_within", "rollback_within
 _log: Final = logging.getLogger("holdfast.adapters.sqlalchemy")
 _DELIVERY: Final[Duration] = 0.05
 """Seconds within which a cancellation that is due is there."""
+_LEAST: Final[Duration] = 0.02
+"""Seconds for the graceful end of a connection, however late it is."""
 _ACTIVE: Final = 1
 """Of libpq's transaction status: a command is under way."""
 
@@ -171,7 +173,17 @@ def close_within(grace: Duration, close: Callable[[Any], Any], name: str, connec
     if end is None or not in_greenlet():
         close(connection)
         return
-    await_only(_waited(end, connection, grace))
+    await_only(_waited(end, connection, _left_of(grace)))
+
+
+def _left_of(grace: Duration) -> Duration:
+    """What is left of a grace, which begins once: a pool may have many connections to close."""
+    here = ambient()
+    if here is None:
+        return grace
+    now, reached = here.driver.now(), here.reached()
+    begun = here.limit if reached is None else min(here.limit, reached.at)
+    return grace if begun >= now else min(grace, max(_LEAST, begun + grace - now))
 
 
 async def _waited(end: Callable[[Any, Duration], Any], connection: Any, grace: Duration) -> None:
