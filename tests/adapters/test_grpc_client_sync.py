@@ -30,7 +30,10 @@ from holdfast.runtime.ambient import carried, use
 pytestmark = [pytest.mark.system, pytest.mark.real_time("asyncio")]
 
 ORDER = Carried(Identity("5" * 32, "6" * 16), "canary", {"tenant": "acme"})
-QUICK_DIAL = Shares(floors={}, bounded=(Phase.CONNECT,))
+QUICK_DIAL = Shares(
+    weights={Phase.CONNECT: 1.0, Phase.GRPC_HEADER: 19.0}, floors={}, bounded=(Phase.CONNECT,)
+)
+"""A twentieth of the time."""
 BELOW = Cause(CauseKind.DEADLINE, "Stock/Get", "stock", 0.0, 0.5, 0.5, "slow disk")
 ENDED = 5.0
 
@@ -272,7 +275,7 @@ def test_the_dial() -> None:
         orders.sleep(b"0")
     assert caught.value.phase is Phase.CONNECT
     assert observer.calls[0][0].event == "tcp.connect.timeout"
-    with dead(shares=QUICK_DIAL) as orders, holdfast.timeout(1.0) as scope:
+    with dead(shares=QUICK_DIAL) as orders, holdfast.timeout(6.0) as scope:
         for call in (
             lambda: orders.sleep(b"0"),
             lambda: orders.sleep.future(b"0").result(),
