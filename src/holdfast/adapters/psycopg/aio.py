@@ -114,7 +114,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
                 raise
             self.abandon()
             raise self.unanswered("rest of a cut statement") from None
-        self.settled_with_pipeline()
+        if self._unsure:
+            self.settled_with_pipeline()
         return result
 
     async def _in_time(self, error: errors.QueryCanceled) -> Exception:

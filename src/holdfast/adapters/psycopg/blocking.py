@@ -122,10 +122,10 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         """
         bound = self._bound = Statement(self._label)
         try:
-            if self._winding_up and self.at_work():
-                result = self._within_grace(gen, "rest of a cut statement")
-            elif bound.here is None:
+            if bound.here is None and not self._winding_up:
                 result = wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+            elif self._winding_up and self.at_work():
+                result = self._within_grace(gen, "rest of a cut statement")
             else:
                 result = self._watched(gen, interval, timeout, bound)
         except _INTERRUPTED:
@@ -133,21 +133,25 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             raise
         except errors.QueryCanceled as exc:
             raise self.explained(exc) from exc.__cause__
-        self.settled_with_pipeline()
+        if self._unsure:
+            self.settled_with_pipeline()
         return result
 
     def _watched(
         self, gen: PQGen[T], interval: float, timeout: float | None, bound: Statement
     ) -> T:
-        until = NEVER if timeout is None else bound.begun + timeout
+        now = bound.begun
+        until = NEVER if timeout is None else now + timeout
+        end = min(bound.limit, until)
         while True:
-            step = min(POLL, bound.left, until - bound.now())
+            step = POLL if end - now > POLL else max(0.0, end - now)
             try:
-                return wait(gen, self.pgconn.socket, interval=interval, timeout=max(0.0, step))
+                return wait(gen, self.pgconn.socket, interval=interval, timeout=step)
             except WaitTimeout:
+                now = bound.now()
                 cause = _told()
-                if cause is None and bound.left > 0:
-                    if bound.now() >= until:
+                if cause is None and bound.limit > now:
+                    if now >= until:
                         raise
                     continue
             break

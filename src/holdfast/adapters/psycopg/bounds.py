@@ -121,20 +121,21 @@ class Bounds(BaseConnection[Row]):
         if bound.limit == NEVER:
             return None
         # Rounded down, never up; and 0 would mean no limit.
-        wish = min(max(1, int(bound.left * 1000)), _MOST_MS)
+        wish = min(int((bound.limit - bound.begun) * 1000) or 1, _MOST_MS)
         return None if self._own and self._own <= wish else wish
 
     def limit_due(self) -> int | None:
         """Milliseconds to be set before the next statement; None when all is well."""
-        if self._theirs:
+        held = self._held
+        if (held == _OWN and self._bound.limit == NEVER) or self._theirs:
             return None
-        wish, held = self._wish(), self._held
+        wish = self._wish()
+        if held == _OWN:
+            return wish
         if self.pgconn.transaction_status == _IDLE:
             return wish
         if wish is None:
-            return None if held == _OWN else self._own or 0
-        if held == _OWN:
-            return wish
+            return self._own or 0
         return wish if held < wish or held > wish + SLACK_MS else None
 
     def limit_sent(self, limit: int) -> None:
@@ -172,7 +173,9 @@ class Bounds(BaseConnection[Row]):
 
     def _start_query(self) -> PQGen[None]:
         self._winding_up = False
-        self._bound.admit()
+        bound = self._bound
+        if bound.limit <= bound.begun:
+            bound.admit()
         if self.pgconn.transaction_status == _IDLE:
             self._held, self._theirs = _OWN, False
             yield from self._learn()

@@ -16,12 +16,12 @@ holds for them all the same.
 from __future__ import annotations
 
 import re
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from psycopg import errors, pq
 from psycopg._cursor_base import BaseCursor
-from psycopg._preparing import Prepare
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg.generators import execute, fetch_many, send
 
 from holdfast.adapters.psycopg.bounds import Bounds
@@ -46,6 +46,8 @@ _WORD: Final = re.compile(
 )
 _LINE: Final = re.compile(r"^LINE (\d+):", re.MULTILINE)
 _TEXT_OID: Final = 25
+_LONG: Final = 4096
+"""Bytes of a statement from which on it is not worth remembering what it begins with."""
 
 
 class _Limit(NamedTuple):
@@ -70,21 +72,20 @@ class Bringing(BaseCursor[Any, Any]):
         self, pgq: PostgresQuery, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
         conn: Bounds[Any] = self._conn
-        word = _WORD.match(pgq.query)
-        kind = None if word is None else word.lastgroup
-        due: int | None = None
-        if kind == "work":
-            due = conn.limit_due()
-        else:
-            yield from conn.suit()
-        if due is None or self._conn._pipeline is not None:
-            if due is not None:
+        query = pgq.query
+        kind = _kind(query) if len(query) < _LONG else _kind_of(query)
+        due = conn.limit_due()
+        if due is not None:
+            if kind != "work":
+                yield from conn.suit()
+            elif self._conn._pipeline is not None:
                 self._queue_limit(due)
-            yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-        else:
-            yield from self._together(due, pgq, prepare, binary)
+            else:
+                yield from self._together(due, pgq, prepare, binary)
+                return
+        yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
         if kind == "setting":
-            conn.limit_touched(pgq.query)
+            conn.limit_touched(query)
 
     def _stream_send_gen(
         self,
@@ -145,7 +146,7 @@ class Bringing(BaseCursor[Any, Any]):
         binary: bool | None,
     ) -> PQGen[list[PGresult]]:
         pgconn, prepared = self._pgconn, self._conn._prepared
-        limited = None if inside else prepared.get(_LIMIT, True)
+        limited = None if inside else _prepared_limit(prepared)
         pgconn.enter_pipeline_mode()
         try:
             sent = 2
@@ -171,7 +172,7 @@ class Bringing(BaseCursor[Any, Any]):
         for first, *_ in answers[:-1]:
             if first.status == _FATAL:
                 raise errors.error_from_result(first, encoding=self._encoding)
-        if limited is not None:
+        if limited is not None and limited[0] is Prepare.SHOULD:
             prepared.maybe_add_to_cache(_LIMIT, *limited)
         return answers[-1]
 
@@ -184,6 +185,20 @@ class Bringing(BaseCursor[Any, Any]):
         )
         pipeline.result_queue.append(None)
         self._conn.limit_sent(due)
+
+
+def _kind_of(query: bytes) -> str | None:
+    """`work` that may run in a transaction, a `setting`, or None for anything else."""
+    word = _WORD.match(query)
+    return None if word is None else word.lastgroup
+
+
+_kind: Final = lru_cache(1024)(_kind_of)
+
+
+def _prepared_limit(prepared: PrepareManager) -> tuple[Prepare, bytes]:
+    name = prepared._names.get(_LIMIT)  # pyright: ignore[reportPrivateUsage]
+    return prepared.get(_LIMIT, True) if name is None else (Prepare.YES, name)
 
 
 def _send_limit(pgconn: PGconn, due: int, prep: Prepare, name: bytes) -> int:
