@@ -98,7 +98,10 @@ class Workers(Floor):
         since = self.scope.driver.now()
         if self._full():
             await self._place()
-        return await self._hand_over(partial(work, *args, **kwargs), work, since, False)
+        handle: asyncio.Future[T] = self._hand_over(
+            partial(work, *args, **kwargs), work, since, False
+        )
+        return await handle
 
     def cancel(self, detail: str = "") -> bool:
         """Cancel every item and the block itself; see `Scope.cancel`."""

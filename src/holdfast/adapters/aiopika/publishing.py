@@ -82,7 +82,7 @@ async def publish(
     """
     work = Bounded(f"PUBLISH {routing_key or exchange.name}"[:96])
     work.admit(refuse_below)
-    sent = copy(message)
+    sent: Any = copy(message)
     headers = dict(message.headers or {})
     inject(cast("MutableMapping[str, str]", headers), detached=detached, wire=wire)
     sent.headers = headers
