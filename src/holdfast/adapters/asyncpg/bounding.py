@@ -59,9 +59,9 @@ class Bounding(Telling):
             return False
         here = ambient()
         if here is None:
-            return self.least <= NEVER <= self.most
+            return self.most == NEVER
         left = here.limit - here.driver.now()
-        return self.least <= left <= self.most and (left == NEVER or here.task is running_task())
+        return self.least <= left <= self.most and (here.task is running_task() or left == NEVER)
 
     def failed(self, name: str, begun: Instant, exc: BaseException) -> BaseException:
         """What is raised for `exc` of a statement that went out as it was."""
@@ -79,8 +79,10 @@ class Bounding(Telling):
             await asyncio.sleep(0)
         if self._is_cancelling():
             try:
-                await self._wait_for_cancellation(max(0.001, min(self.grace, statement.left)))
+                async with asyncio.timeout(max(0.001, min(self.grace, statement.left))):
+                    await self._wait_for_cancellation()
             except TimeoutError as exc:
+                self._abandon()
                 raise asyncpg.ConnectionDoesNotExistError(
                     "the statement before was cancelled and did not end: the connection is closed"
                 ) from exc

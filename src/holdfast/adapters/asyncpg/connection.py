@@ -91,8 +91,16 @@ class HeldConnection(_Base):
         Never fails because of time: then it is closed hard, without another word to the server.
         """
         bound = self.grace if timeout is None else min(timeout, self._left() + self.grace)
-        with suppress(TimeoutError):
-            await super().close(timeout=max(0.001, bound))
+        bound = max(0.001, bound)
+        wire = None if self._protocol is None else self._protocol.wire
+        try:
+            async with asyncio.timeout(bound):
+                await super().close(timeout=bound)
+        except TimeoutError:
+            # asyncpg before 0.32 waits without a bound, and then does not close any more.
+            self.terminate()
+            if wire is not None:
+                wire.abort()
 
     def _left(self) -> Duration:
         return max(0.0, Statement("close").left)

@@ -16,11 +16,12 @@ from asyncpg.protocol.protocol import Protocol
 
 from holdfast.adapters.asyncpg.bounding import CLOSE, COPY, Bounding
 from holdfast.adapters.asyncpg.replies import Replies
-from holdfast.adapters.asyncpg.statements import kind_of
+from holdfast.adapters.asyncpg.statements import Kind, kind_of
 from holdfast.runtime.clock import monotonic
 
 __all__ = ["HeldProtocol", "adopt"]
 
+_bind_execute: Final[Any] = Protocol.bind_execute
 _TEXT: Final = "ROLLBACK"
 _ROWS: Final[tuple[list[Any], bytes, bool]] = ([], b"ROLLBACK", True)
 
@@ -38,6 +39,7 @@ def adopt(protocol: Any, transport: Any, abandon: WeakMethod[Callable[[], None]]
     held.replies = Replies()
     held.wire = transport
     held.abandon = abandon
+    held.busy = held.unsettled = False  # what is looked at each time is found sooner here
     transport.set_protocol(held)  # uvloop keeps the method, not the object
     return held
 
@@ -89,26 +91,29 @@ class HeldProtocol(Bounding):
         return_extra: bool,
         timeout: Any,
     ) -> Any:
+        # Nearly all statements come through here, and nearly all of them have nothing to tell.
         kind = kind_of(state.query)
-        if not kind.special and self.free():
-            self.busy, begun = True, monotonic()
-            try:
-                return await Protocol.bind_execute(
-                    self, state, args, portal_name, limit, return_extra, timeout
-                )
-            except BaseException as exc:
-                error = self.failed(kind.name, begun, exc)
-                if error is exc:
-                    raise
-                raise error from exc
-            finally:
-                self.busy = False
+        if kind.special or not self.free():
+            rest = (state, args, portal_name, limit, return_extra)
+            return await self._bind_execute(kind, rest, timeout)
+        self.busy = True
+        begun = monotonic()
+        try:
+            return await _bind_execute(self, state, args, portal_name, limit, return_extra, timeout)
+        except BaseException as exc:
+            error = self.failed(kind.name, begun, exc)
+            if error is exc:
+                raise
+            raise error from exc
+        finally:
+            self.busy = False
 
+    async def _bind_execute(self, kind: Kind, rest: tuple[Any, ...], timeout: Any) -> Any:
         def run(time: Any) -> Any:
-            return Protocol.bind_execute(self, state, args, portal_name, limit, return_extra, time)
+            return _bind_execute(self, *rest, time)
 
         if kind.commits or kind.rolls_back:
-            gone: Any = _ROWS if return_extra else []
+            gone: Any = _ROWS if rest[-1] else []
             return await self._ending(kind, run, timeout, gone, follows=True)
         return await self._held(kind, run, timeout, follows=True)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # at run time the class has no parameters
 else:
     _Base = Protocol
 
+_data_received: Final[Any] = Protocol.data_received
 _MOMENT: Final[Duration] = 1e-6
 _RESET_NEEDS: Final = 1000
 """Milliseconds that setting a session back must be allowed to take."""
@@ -81,7 +82,7 @@ class Telling(_Base):
                 self._answered(answer)
             if not data:
                 return
-        super().data_received(data)
+        _data_received(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         asked = self._asked
