@@ -112,6 +112,6 @@ class TestWsgi(CarrierLaws):
                 async with holdfast.timeout(self.unit):
                     assert await call(f"k{n}", 0.0) == f"k{n}"
             end = loop.time() + CAP + 1
-            while peer.open_visits():  # noqa: ASYNC110 - of another thread
+            while peer.open_visits():
                 assert loop.time() < end
                 await asyncio.sleep(self.slack / 5)

@@ -97,25 +97,27 @@ class Body:
         exchange = self._exchange
         if exchange.streams:
             exchange.touch()
-        self._look()
+        if not exchange.complete:
+            self._look()  # the client may have read slowly
+        exchange.step_in()
         try:
-            exchange.step_in()
-            try:
-                if self._parts is None:  # it has begun by `write`
-                    self._parts = iter(self._inner)
-                part = next(self._parts)
-            finally:
-                exchange.step_out()
+            if self._parts is None:  # it has begun by `write`
+                self._parts = iter(self._inner)
+            part = next(self._parts)
         except StopIteration:
-            self._look()
+            if not exchange.complete:
+                self._look()
             self._ended()
             raise
         except BaseException as error:
             self._verdict.failed(exchange, error)
             self._outcome = Outcome.FAILED
             raise
-        self._look()
-        exchange.count(part)
+        finally:
+            exchange.step_out()
+        if not exchange.complete:
+            self._look()
+            exchange.count(part)
         return part
 
     def _look(self) -> None:
@@ -126,7 +128,7 @@ class Body:
     def _ended(self) -> None:
         if self._outcome is Outcome.CANCELLED:
             self._outcome = Outcome.DONE
-        self._exchange.exhausted()
+        self._exchange.complete = True
 
     def _close(self) -> None:
         exchange = self._exchange

@@ -57,6 +57,7 @@ class Exchange(Served):
 
     Attributes:
         begun: whether the server was told of a response.
+        complete: whether the client gets nothing more.
         noted: why a framework has made a page with a 500, where that is an error of ours.
     """
 
@@ -91,7 +92,7 @@ class Exchange(Served):
         self._inside: HostedNode | None = self.scope
         self._status = ""
         self.noted: Cause | None = None
-        self.begun = self._complete = self._entered = False
+        self.begun = self.complete = self._entered = False
         self._due: float = NEVER
 
     # -- opening and closing ---------------------------------------------------------------------
@@ -127,7 +128,8 @@ class Exchange(Served):
         """Leave the scope, once."""
         if self._entered and self.scope.outcome is None:
             self.scope.close(outcome)
-            self.observe(self.now())
+            if self.terms.observing:
+                self.observe(self.now())
 
     def lift(self) -> None:
         """From here on it is clean-up."""
@@ -136,7 +138,7 @@ class Exchange(Served):
     @property
     def late(self) -> bool:
         """Whether the limit is spent and the client has not got everything."""
-        return not self._complete and self.scope.limit <= self.now()
+        return not self.complete and self.scope.limit <= self.now()
 
     # -- what the application calls --------------------------------------------------------------
 
@@ -235,11 +237,7 @@ class Exchange(Served):
         """A part goes to the server."""
         self._due -= len(part)
         if self._due <= 0:
-            self._complete = True
-
-    def exhausted(self) -> None:
-        """The body has ended."""
-        self._complete = True
+            self.complete = True
 
     # -- its end ---------------------------------------------------------------------------------
 
@@ -272,7 +270,7 @@ class Exchange(Served):
         shown = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         self.begun = True
         self._server(_PHRASES.get(status, f"{status} Client Closed Request"), shown)
-        self._complete = True
+        self.complete = True
         return () if self.method == "HEAD" else (body,)
 
 
