@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
+from holdfast.domain.phases import Ended, Trail
+from holdfast.domain.shares import Phase
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.scope import ambient
 
@@ -33,6 +36,11 @@ class Bounded:
     """
 
     __slots__ = ("begun", "here", "limit", "name", "now")
+
+    client: ClassVar[str] = ""
+    """The library that does it, as records of calls name it."""
+    phase: ClassVar[Phase | None] = None
+    """What it is when it waits; where that is known, errors have a record of it."""
 
     def __init__(self, name: str) -> None:
         here = ambient()
@@ -107,4 +115,21 @@ class Bounded:
         Args:
             detail: what it was at.
         """
-        return self.exceeded(self.cause(detail))
+        error = self.exceeded(self.cause(detail))
+        if self.phase is not None:
+            error.trail = self.record(detail)
+        return error
+
+    def record(self, detail: str = "") -> Trail:
+        """The record of a wait that has just ended. Made only where something has gone wrong."""
+        now = self.now()
+        trail = Trail(self.name, self.begun, self.limit, client=self.client)
+        if self.phase is not None:
+            trail.begin(self.phase, self.begun)
+            trail.end(now, Ended.TIMEOUT if trail.spent(now) else Ended.CANCELLED, detail)
+        return trail
+
+    def cut(self, detail: str = "") -> None:
+        """It is cancelled where it waits: the error of the scope that has ended will name it."""
+        if self.here is not None:
+            self.here.blame(self.record(detail))
