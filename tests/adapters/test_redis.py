@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -256,14 +257,27 @@ async def test_the_server_stops_waiting_a_little_sooner(redis_server: Any, call:
     async with of_loop(redis_server.port, options={"socket_timeout": 0.15}) as client:
         await client.ping()
         (before,) = listed(redis_server.port)
-        with pytest.raises(holdfast.DeadlineExceeded) as late:
+        with pytest.raises(holdfast.DeadlineExceeded):
             async with holdfast.timeout(0.4):
                 await call(client)
-        assert isinstance(late.value, redis.TimeoutError)
-        assert "the server had nothing for 0." in str(late.value)
         (after,) = listed(redis_server.port)
         assert after["id"] == before["id"], "the connection was not kept"
         assert await client.ping()
+
+
+@pytest.mark.real_time
+async def test_where_no_scope_ends_the_wait_the_error_says_who_had_nothing(
+    redis_server: Any,
+) -> None:
+    async with of_loop(redis_server.port) as client:
+        with suppress(holdfast.DeadlineExceeded):
+            async with holdfast.timeout(0.4):
+                task = asyncio.create_task(client.blpop("nothing", 0))  # which is not the scope's
+                await asyncio.wait([task])
+        with pytest.raises(holdfast.DeadlineExceeded) as late:
+            await task
+        assert isinstance(late.value, redis.TimeoutError)
+        assert "the server had nothing for 0." in str(late.value)
 
 
 @pytest.mark.real_time
@@ -297,12 +311,10 @@ async def test_what_is_pushed_is_not_lost_to_a_deadline(redis_server: Any) -> No
         for n in range(12):
             async with holdfast.timeout(5.0):
                 pushing = asyncio.create_task(_later(other, 0.05 + 0.01 * n, f"job-{n}"))
-            try:
+            with suppress(TimeoutError):
                 async with holdfast.timeout(0.24):
                     await client.blpop("jobs", 0)
                     got += 1
-            except redis.TimeoutError:
-                pass
             await pushing
         assert got + await client.llen("jobs") == 12
 

@@ -8,6 +8,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 
 import holdfast
 from holdfast.testing.proxy import FaultProxy
@@ -81,7 +83,9 @@ async def soaked(
     keep: float = 1.0,
     least: int = 15,
 ) -> None:
-    options = {"max_connections": SIZE, **({"timeout": None} if blocking else {})}
+    options: dict[str, Any] = {"max_connections": SIZE, "retry": Retry(ConstantBackoff(0.01), 5)}
+    if blocking:
+        options["timeout"] = None
     with FaultProxy("127.0.0.1", port, chance=random.Random(3).random) as proxy:
         async with of_loop(
             proxy.port, kind, blocking=blocking, options=options, keep=keep
@@ -131,7 +135,7 @@ async def test_so_it_does_from_a_pool_that_does_not_wait(
 async def test_twenty_thousand_cancellations(
     redis_server: Any, kind: str, native: bool, keep: float
 ) -> None:
-    total = 60_000 if keep else 30_000
+    total = 60_000 if keep else 50_000
     await soaked(redis_server.port, kind, total, native, keep=keep, least=20_000)
 
 

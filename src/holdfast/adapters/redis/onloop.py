@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -20,8 +20,12 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.counting import HARMLESS, Counting
 from holdfast.adapters.redis.variants import opaque
+from holdfast.domain.instant import Duration
 
 __all__ = ["OnLoop"]
+
+_LATER: Final[Duration] = 0.02
+"""Seconds that a scope may be late with its cancellation."""
 
 _Base = opaque(AbstractConnection)
 
@@ -145,7 +149,12 @@ class OnLoop(_Base, Counting):
                 self.socket_timeout = own
         if self.owed and not push_request:
             self.owed -= 1
-        return response if self.waited is None else self.not_nothing(response)
+        if self.waited is None:
+            return response
+        if not response:
+            # The scope is to end this, as it ends all: its own error then says so, also of a group.
+            await asyncio.sleep(max(0.0, self.waited[0].left) + _LATER)
+        return self.not_nothing(response)
 
     async def _cut_off(self) -> None:
         writer = self._writer
