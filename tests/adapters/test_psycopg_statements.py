@@ -234,6 +234,25 @@ async def test_streams_copies_and_cursors_of_the_server(postgres: Any) -> None:
                 assert near(milliseconds(row[0]), 30)
 
 
+@pytest.mark.real_time
+async def test_outside_of_transactions_it_can_be_left_out(postgres: Any) -> None:
+    class Sparing(AsyncConnection[Any]):
+        tells_autocommit = False
+
+    async with (
+        await Sparing.connect(postgres.dsn(), autocommit=True) as connection,
+        holdfast.timeout(30),
+    ):
+        assert await shown(connection) == 0
+        assert await shown(connection, SHOW_WITH, 1) == 0
+        async with connection.transaction():
+            assert near(await shown(connection), 30)
+        with pytest.raises(DeadlineExceeded):
+            async with holdfast.timeout(0.1):
+                await connection.execute("SELECT pg_sleep(100)")
+        assert postgres.at_work("pg_sleep") == 0
+
+
 # -- round trips ---------------------------------------------------------------------------------
 
 

@@ -93,6 +93,9 @@ class Bounds(BaseConnection[Row]):
     """See the module. Between a class of psycopg's connections and ours."""
 
     bounds_statements: ClassVar[bool] = True
+    tells_autocommit: ClassVar[bool] = True
+    """Whether statements outside of transactions bring the server's limit along. A class of yours
+    may say no: then such a statement costs nothing more, and runs on where its client dies."""
 
     _bound: Statement
     """Of the wait that is under way, or was last."""
@@ -130,9 +133,9 @@ class Bounds(BaseConnection[Row]):
         if (held == _OWN and self._bound.limit == NEVER) or self._theirs:
             return None
         wish = self._wish()
-        if held == _OWN:
-            return wish
         if self.pgconn.transaction_status == _IDLE:
+            return wish if self.tells_autocommit else None
+        if held == _OWN:
             return wish
         if wish is None:
             return self._own or 0
