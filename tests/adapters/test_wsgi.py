@@ -186,6 +186,19 @@ def test_the_problem_document_keeps_to_the_protocol(app: Any, method: str) -> No
     assert (b"noticed when" in answer.body) is (method == "GET")
 
 
+@pytest.mark.parametrize("body", [[], iter(())])
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_a_response_without_a_body_stays_one(status: str, body: Any) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status, [])
+        return body
+
+    answer = ask(validator(HoldfastMiddleware(validator(app))))
+    assert (answer.error, answer.status, answer.parts) == (None, status, [])
+    assert "x-request-id" in answer.headers
+    assert "content-length" not in answer.headers
+
+
 def test_a_list_is_handed_on_as_it_is() -> None:
     told: list[Any] = []
     body = HoldfastMiddleware(listing)(environment(), lambda *args: told.append(args) or print)
