@@ -32,12 +32,13 @@ from holdfast.adapters.aiopika.verdicts import (
 )
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import InsufficientBudget, ScopeEnded, UsageError
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.tree import Outcome
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
-from holdfast.runtime.ambient import shield, timeout
+from holdfast.runtime.ambient import shield
 from holdfast.runtime.carry import Received, extract
 from holdfast.runtime.clock import fresh_span_id
+from holdfast.runtime.shield import Shield
 from holdfast.runtime.tasks import TaskGroup, tasks
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ __all__ = ["Consumer"]
 _log: Final = logging.getLogger("holdfast.aiopika")
 _CARBON: Final = frozenset({"CC", "BCC"})
 """Headers that would send a second copy elsewhere once more."""
+
+
+class _Telling(Shield):
+    """A shield whose time runs from the beginning, cancelled or not: a broker may be frozen."""
+
+    def shield_limit(self, now: Instant, grace: Duration) -> Instant:
+        """See `Node`."""
+        return min(super().shield_limit(now, grace), self.opened_at + grace)
 
 
 class Consumer:
@@ -187,7 +196,7 @@ class Consumer:
     async def _leave(self, tag: str) -> None:
         """Tell the broker to send nothing more. What comes all the same is put back."""
         try:
-            async with shield(self._grace), timeout(self._grace, name="stop consuming"):
+            async with _Telling("stop consuming", self._grace):
                 await self._queue.cancel(tag)
         except Exception as error:
             _log.warning("consumer '%s' could not say that it stops: %r", self.name, error)
@@ -277,7 +286,7 @@ class Consumer:
         if message.processed:  # by the handler
             return
         try:
-            async with shield(self._grace), timeout(self._grace, name="settle"):
+            async with _Telling("settle", self._grace):
                 match then:
                     case Verdict.ACK:
                         await message.ack()

@@ -11,9 +11,7 @@ when the message arrives, so consumers look again.
 from __future__ import annotations
 
 import asyncio
-from copy import copy
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from aio_pika.exceptions import PublishError
 from aiormq.abc import DeliveredMessage
@@ -29,7 +27,7 @@ from holdfast.runtime.carry import inject
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from aio_pika.abc import AbstractExchange, AbstractMessage, DateType, PublishResultType
+    from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 
 __all__ = ["ConfirmMissing", "publish"]
 
@@ -48,6 +46,16 @@ class ConfirmMissing(OutcomeUnknown, TimeoutError):
         return OutcomeUnknown.__str__(self)
 
 
+class _Sent:
+    """What `exchange.publish` reads of a message. A copy would cost a third of a publish."""
+
+    __slots__ = ("body", "properties")
+
+    def __init__(self, body: bytes, properties: Basic.Properties) -> None:
+        self.body = body
+        self.properties = properties
+
+
 async def publish(
     exchange: AbstractExchange,
     message: AbstractMessage,
@@ -63,7 +71,7 @@ async def publish(
 
     Args:
         exchange: of a channel with publisher confirms, which is the default of aio-pika.
-        message: is copied; its own headers and a shorter expiration stay.
+        message: is not changed; its own headers and a shorter expiration are sent too.
         routing_key: as for `exchange.publish`.
         mandatory: whether a message that no queue gets is an error. Unlike `exchange.publish`,
             which by default returns such a message to a caller that seldom looks, this raises.
@@ -82,12 +90,15 @@ async def publish(
     """
     work = Bounded(f"PUBLISH {routing_key or exchange.name}"[:96])
     work.admit(refuse_below)
-    sent: Any = copy(message)
+    properties = message.properties
     headers = dict(message.headers or {})
     inject(cast("MutableMapping[str, str]", headers), detached=detached, wire=wire)
-    sent.headers = headers
+    properties.headers = headers
     if expire and not detached and work.limit != NEVER:
-        sent.expiration = _sooner(message.expiration, max(0.0, work.left))
+        left = int(max(0.0, work.left) * 1000)
+        own = properties.expiration
+        properties.expiration = str(left if own is None else min(left, int(own)))
+    sent = cast("AbstractMessage", _Sent(message.body, properties))
     try:
         told = await exchange.publish(sent, routing_key, mandatory=mandatory)
     except asyncio.CancelledError as cut:
@@ -103,12 +114,3 @@ async def publish(
     if isinstance(told, DeliveredMessage) and isinstance(told.delivery, Basic.Return):
         raise PublishError(told, told.delivery)
     return told
-
-
-def _sooner(own: DateType | None, left: Duration) -> Any:
-    """The expiration that a message has, or what is left, in seconds, whichever is sooner."""
-    if isinstance(own, timedelta):
-        own = own.total_seconds()
-    if own is None:
-        return left
-    return min(own, left) if isinstance(own, int | float) else own
