@@ -68,7 +68,7 @@ class OneAnswer(_Answer, grpc.aio.UnaryUnaryCall[Any, Any]):
 
     def __await__(self) -> Generator[Any, None, Any]:
         rpc = self._rpc
-        if rpc.dials:
+        if rpc.dial is not None:
             return self._wait().__await__()
         return self._quick(rpc)
 

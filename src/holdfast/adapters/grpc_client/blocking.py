@@ -60,7 +60,7 @@ class BlockingRpc(Attempt):
         Raises:
             InsufficientBudget: too little is left, nothing is sent.
         """
-        if self.hopeless:
+        if self.left != NEVER and self.hopeless():
             self._refuse()
         state = self._state()
         if state is not READY and state is not None:

@@ -161,6 +161,7 @@ class Attempt:
         begun: monotonic instant at which it began.
         here: the scope that it is made in; none outside of all.
         kept: seconds that are kept back from what is left.
+        left: seconds that were left when it began; infinite without a deadline.
         limit: instant at which that is spent; infinite without a deadline.
         line: the method.
         now: the clock.
@@ -168,7 +169,19 @@ class Attempt:
         waits: whether it waits for that.
     """
 
-    __slots__ = ("_call", "_own", "begun", "here", "kept", "limit", "line", "now", "ready", "waits")
+    __slots__ = (
+        "_call",
+        "_own",
+        "begun",
+        "here",
+        "kept",
+        "left",
+        "limit",
+        "line",
+        "now",
+        "ready",
+        "waits",
+    )
 
     def __init__(self, line: Line, own: Duration | None, waits: bool | None) -> None:
         here = ambient()
@@ -180,13 +193,15 @@ class Attempt:
         self._call: Call | None = None
         if here is None:
             self.now: Callable[[], Instant] = monotonic
-            self.limit = NEVER
+            self.begun = monotonic()
+            self.limit = self.left = NEVER
             self.kept = 0.0
         else:
-            self.now = here.driver.now
-            self.limit = here.limit
+            self.now = now = here.driver.now
+            self.begun = begun = now()
+            self.limit = limit = here.limit
+            self.left = limit - begun
             self.kept = max(line.outbound.options.reserve, hop_reserve())
-        self.begun = self.now()
 
     @property
     def call(self) -> Call:
@@ -223,23 +238,22 @@ class Attempt:
 
     # -- the time --------------------------------------------------------------------------------
 
-    @property
     def hopeless(self) -> bool:
         """Whether too little is left to begin."""
-        left = self.limit - self.begun
+        left = self.left
         return left <= 0 or left < self.line.outbound.options.refuse_below
 
     def seconds(self) -> Duration | None:
         """The time-out that grpc is given: what is left, or the caller's own if less."""
-        own = self._own
-        if self.limit == NEVER:
+        own, left = self._own, self.left
+        if left == NEVER:
             return None if own is None else max(0.0, own)
-        left = rounded(self.limit - self.begun - self.kept)
+        left = rounded(left - self.kept)
         return left if own is None else max(0.0, min(left, own))
 
     def late(self, now: Instant) -> bool:
         """Whether an end at `now` is that of the ambient limit, and not of the caller's own."""
-        left = rounded(self.limit - self.begun - self.kept)
+        left = rounded(self.left - self.kept)
         own = NEVER if self._own is None else self._own
         return left <= own and self.begun + left - EARLY <= now
 

@@ -48,13 +48,14 @@ class Rpc(Attempt):
         waits: whether the call waits for the channel to be ready.
 
     Attributes:
+        dial: what looks whether the channel is ready, where it was not yet.
         inner: the call of grpc, once it has begun.
         overdue: whether the dial has used up its share, for which `inner` was cancelled.
         waiters: how many wait for the server, and tell of the end.
         requests: what it sends, where that is a stream.
     """
 
-    __slots__ = ("_channel", "_context", "_dial", "inner", "overdue", "requests", "waiters")
+    __slots__ = ("_channel", "_context", "dial", "inner", "overdue", "requests", "waiters")
 
     def __init__(
         self, line: Line, channel: grpc.aio.Channel, own: Duration | None, waits: bool | None
@@ -64,7 +65,7 @@ class Rpc(Attempt):
         self.overdue = False
         self.waiters = 0
         self.requests: Requests | None = None
-        self._dial: _Dial | None = None
+        self.dial: _Dial | None = None
         self._channel = channel
 
     # -- until it is sent ------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class Rpc(Attempt):
         compression: grpc.Compression | None,
     ) -> Any:
         """Start; the call of grpc, or what stands for it where too little is left."""
-        if self.hopeless:
+        if self.left != NEVER and self.hopeless():
             return self._refused()
         self.ready = ready = self._channel.get_state() is READY
         until = NEVER if ready else self.call.trail.begin(Phase.CONNECT, self.begun)
@@ -102,7 +103,7 @@ class Rpc(Attempt):
         if self.line.watched:
             self._watch(inner)
         if not ready:
-            self._dial = _Dial(self, self._channel, until)
+            self.dial = _Dial(self, self._channel, until)
         return inner
 
     def _refused(self) -> Refusal:
@@ -121,16 +122,11 @@ class Rpc(Attempt):
         if self.requests is None:
             inner.add_done_callback(self._left)
 
-    @property
-    def dials(self) -> bool:
-        """Whether the channel was not ready when it was last looked at."""
-        return self._dial is not None
-
     # -- while it is answered --------------------------------------------------------------------
 
     def answered(self) -> None:
         """The server has answered; the channel is ready, then."""
-        dial, self._dial = self._dial, None
+        dial, self.dial = self.dial, None
         if dial is not None:
             dial.over()
             self.connected()
@@ -156,7 +152,7 @@ class Rpc(Attempt):
 
     def done(self) -> None:
         """All has gone well."""
-        if self._dial is not None:
+        if self.dial is not None:
             self.answered()
         if self.line.watched or self.recorded:
             self.call.done()
@@ -191,7 +187,7 @@ class Rpc(Attempt):
 
     def _settle(self) -> None:
         """Look for a last time whether the channel is ready: it has ended."""
-        dial, self._dial = self._dial, None
+        dial, self.dial = self.dial, None
         if dial is not None:
             dial.over()
             if dial.ready():
