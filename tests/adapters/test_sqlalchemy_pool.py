@@ -19,6 +19,7 @@ from holdfast.domain.errors import OutcomeUnknown
 from holdfast.testing.proxy import FaultProxy
 from tests.adapters import test_sqlalchemy_sync as sync
 from tests.adapters.test_sqlalchemy import ENDED, NAME, drivers, engine_for, until
+from tests.adapters.test_sqlalchemy_frozen import freeze
 
 pytestmark = pytest.mark.real_time
 
@@ -51,7 +52,7 @@ async def test_idle_connections_of_threads_are_closed_first(postgres: Any) -> No
         with engine.connect() as held, engine.connect():
             pass
         assert await pool_of(engine).preclean(0.1) == 2
-        assert postgres.backends(sync.NAME) == 0
+        await until(lambda: postgres.backends(sync.NAME) == 0, "idle connections are open")
         with engine.connect() as held:
             assert held.execute(text("SELECT 1")).scalar() == 1
 
@@ -101,26 +102,27 @@ async def test_a_commit_without_an_answer_is_never_rolled_back(
         FaultProxy(postgres.host, postgres.port) as proxy,
         engine_for(postgres, driver, proxy.port) as engine,
     ):
+        loop = asyncio.get_running_loop()
+        began = 0.0
 
         async def work() -> None:
+            nonlocal began
             if how == "engine.begin":
                 async with engine.begin() as connection:
                     await connection.execute(insert)
-                    proxy.to_client.stall()
+                    began = freeze(proxy, scope, answers_only=True)
             elif how == "session.begin":
                 async with AsyncSession(engine) as session, session.begin():
                     await session.execute(insert)
-                    proxy.to_client.stall()
+                    began = freeze(proxy, scope, answers_only=True)
             else:
                 async with AsyncSession(engine) as session:
                     await session.execute(insert)
-                    proxy.to_client.stall()
+                    began = freeze(proxy, scope, answers_only=True)
                     await session.commit()
 
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         with pytest.raises(OutcomeUnknown) as caught:
-            async with holdfast.timeout(0.4):
+            async with holdfast.timeout(60.0) as scope:
                 await work()
         assert loop.time() - began < ENDED
         error: Any = caught.value
