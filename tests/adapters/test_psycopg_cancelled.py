@@ -380,6 +380,34 @@ async def test_a_commit_that_comes_too_late_is_not_sent(postgres: Any, commit: A
     await connection.close()
 
 
+@pytest.mark.real_time
+async def test_commits_in_two_phases(postgres: Any) -> None:
+    connection = await connected(postgres)
+    async with holdfast.timeout(30):
+        await connection.tpc_begin(connection.xid(1, "a", "b"))
+        await one(connection)
+        await connection.tpc_commit()  # in one phase
+        assert connection.info.transaction_status == 0
+        await connection.tpc_begin(connection.xid(1, "a", "b"))
+        await one(connection)
+        await connection.tpc_rollback()
+        assert connection.info.transaction_status == 0
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        frozen = await connected(postgres, proxy.port)
+
+        async def commit() -> None:
+            async with holdfast.timeout(0.3):
+                await frozen.tpc_begin(frozen.xid(1, "a", "b"))
+                await one(frozen)
+                proxy.to_client.stall()
+                await frozen.tpc_commit()
+
+        with pytest.raises(OutcomeUnknown):
+            await commit()
+        assert frozen.closed
+    await connection.close()
+
+
 # -- waiting for nothing in particular -----------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg import errors
+from psycopg import Xid, errors
 from psycopg.rows import Row
 from psycopg.waiting import wait_async
 
@@ -191,9 +191,19 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         async with self.lock:
             await self.undo(self._rollback_gen())
 
-    async def settle(self, gen: PQGen[T]) -> T:
+    async def tpc_commit(self, xid: Xid | str | None = None) -> None:
+        """See `psycopg.AsyncConnection.tpc_commit`, and `commit`."""
+        async with self.lock:
+            await self.settle(self._tpc_finish_gen("COMMIT", xid), prepared=True)
+
+    async def tpc_rollback(self, xid: Xid | str | None = None) -> None:
+        """See `psycopg.AsyncConnection.tpc_rollback`, and `rollback`."""
+        async with self.lock:
+            await self.undo(self._tpc_finish_gen("ROLLBACK", xid))
+
+    async def settle(self, gen: PQGen[T], *, prepared: bool = False) -> T:
         """Run what commits; for the transactions of ours."""
-        if self.idle():
+        if self.idle() and not prepared:
             return await self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
         bound.admit()

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg import errors
+from psycopg import Xid, errors
 from psycopg.rows import Row
 from psycopg.waiting import Ready, Wait, wait
 
@@ -229,9 +229,19 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         with self.lock:
             self.undo(self._rollback_gen())
 
-    def settle(self, gen: PQGen[T]) -> T:
+    def tpc_commit(self, xid: Xid | str | None = None) -> None:
+        """See `psycopg.Connection.tpc_commit`, and `commit`."""
+        with self.lock:
+            self.settle(self._tpc_finish_gen("COMMIT", xid), prepared=True)
+
+    def tpc_rollback(self, xid: Xid | str | None = None) -> None:
+        """See `psycopg.Connection.tpc_rollback`, and `rollback`."""
+        with self.lock:
+            self.undo(self._tpc_finish_gen("ROLLBACK", xid))
+
+    def settle(self, gen: PQGen[T], *, prepared: bool = False) -> T:
         """Run what commits; for the transactions of ours."""
-        if self.idle():
+        if self.idle() and not prepared:
             return self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
         bound.admit()
@@ -255,14 +265,15 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
     def undo(self, gen: PQGen[T]) -> T:
         """Run what rolls back; for the transactions of ours."""
         bound = self._bound = Statement(self._label)
-        if bound.limit == NEVER:
-            return wait(gen, self.pgconn.socket, interval=_INTERVAL)
+        patience = None if bound.limit == NEVER else max(bound.left, GRACE)
         try:
-            patience = max(bound.left, GRACE)
             return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=patience)
         except WaitTimeout:
             self.abandon()
             raise self.unanswered("rollback") from None
+        except _INTERRUPTED:
+            self._cut(gen)
+            raise
 
     def __exit__(
         self,
