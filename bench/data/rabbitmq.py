@@ -35,9 +35,7 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
             each = BATCH if part is _handling else 1
             compare(table, point, {case: cell.per(each) for case, cell in cells.items()})
     table.goal(OURS, "publish", GOAL)
-    table.notes.append(
-        "a message that is handled is a task with two scopes, which is told to the broker in a shield"
-    )
+    table.notes.append("a message that is handled is a task, and the broker is told in a shield")
     return [table]
 
 

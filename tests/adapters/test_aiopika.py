@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import aio_pika
 import pytest
@@ -427,6 +427,64 @@ async def test_what_is_cut_goes_back_into_the_queue(rabbitmq: Any, how: str) -> 
         await until_count(place, 5)  # with the channel still open
         bodies = [(await place.queue.get(no_ack=True)).body for _ in range(5)]
         assert sorted(bodies) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+class FakeChannel:
+    publisher_confirms = True
+
+    def __init__(self) -> None:
+        self.close_callbacks: set[Any] = set()
+        self.over = asyncio.get_running_loop().create_future()
+
+    def closed(self) -> Any:
+        return asyncio.shield(self.over)
+
+    async def set_qos(self, prefetch_count: int) -> None: ...
+
+
+class FakeQueue:
+    name = "jobs"
+
+    def __init__(self) -> None:
+        self.channel = FakeChannel()
+        self.callback: Any = None
+
+    async def consume(self, callback: Any, consumer_tag: str) -> None:
+        self.callback = callback
+
+    async def cancel(self, tag: str) -> None: ...
+
+
+class FakeMessage:
+    headers: ClassVar[dict[str, Any]] = {}
+    processed = False
+    message_id = "1"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def ack(self) -> None:
+        self.told.append("ack")
+
+    async def reject(self, requeue: bool) -> None:
+        self.told.append("requeue" if requeue else "reject")
+
+
+async def test_what_is_cut_before_its_first_step_goes_back() -> None:
+    async def handle(message: Any) -> None:
+        raise AssertionError("it was begun")
+
+    queue, message, late = FakeQueue(), FakeMessage(), FakeMessage()
+    consumer = Consumer(queue, handle)  # type: ignore[arg-type]
+    with pytest.raises(holdfast.Cancelled, match="enough"):  # noqa: PT012
+        async with holdfast.tasks() as group:
+            group.start(consumer.run())
+            await until(lambda: queue.callback)
+            await queue.callback(message)
+            group.cancel("enough")
+            await queue.callback(late)
+    assert message.told == late.told == ["requeue"]
+    assert consumer.counts == {"cut": 2}
 
 
 async def test_a_host_drains_a_consumer(rabbitmq: Any) -> None:
