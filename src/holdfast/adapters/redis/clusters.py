@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from redis.asyncio.connection import Connection
+from redis.cluster import ClusterPipeline, RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
 
+from holdfast.adapters.redis.errors import Command, named
 from holdfast.adapters.redis.pools import bounded_class
 from holdfast.adapters.redis.settings import Settings
-from holdfast.adapters.redis.variants import plain
+from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
+from holdfast.domain.errors import HoldfastError
 
 __all__ = ["change_nodes", "pools_of_cluster"]
 
@@ -22,6 +26,58 @@ _MAKE: Final = "create_redis_node"
 _CLASS: Final = "connection_class"
 
 Change = Callable[[Any, Settings | None], None]
+
+
+_Cluster = opaque(RedisCluster)
+_Pipeline = opaque(ClusterPipeline)
+
+
+class _InThread(_Cluster):
+    """To be mixed into a `redis.RedisCluster`.
+
+    That one asks all nodes for the table of slots when one does not answer, and says in the end
+    that the cluster cannot be reached. When the time is over, that is all there is to say.
+    """
+
+    holdfast: Settings
+
+    def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        command = Command(named(args[0]))
+        try:
+            return inner.execute_command(*args, **kwargs)
+        except (RedisError, RedisClusterException) as exc:
+            raise _explained(exc, command)  # noqa: B904 - that has its cause
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        made = inner.pipeline(*args, **kwargs)
+        made.__class__ = variant(opaque(_InThreadPipeline), kind_of(made), self.holdfast)
+        return made
+
+
+class _InThreadPipeline(_Pipeline):
+    """To be mixed into a `redis.cluster.ClusterPipeline`."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """See redis-py."""
+        inner: Any = super()
+        command = Command("pipeline")
+        try:
+            return inner.execute(*args, **kwargs)
+        except (RedisError, RedisClusterException) as exc:
+            raise _explained(exc, command)  # noqa: B904 - that has its cause
+
+
+def _explained(exc: Exception, command: Command) -> Exception:
+    """Our own error when the time is over, else what redis-py has raised."""
+    if isinstance(exc, HoldfastError) or not command.spent:
+        return exc
+    error = command.over(str(exc))
+    error.__cause__ = exc
+    return error
 
 
 def change_nodes(
@@ -44,6 +100,10 @@ def change_nodes(
             for connection in node._connections:
                 change(connection, settings)
         return
+    kind = kind_of(cluster)
+    cluster.__class__ = (
+        plain(kind) if settings is None else variant(opaque(_InThread), plain(kind), settings)
+    )
     if _MAKE in vars(nodes):
         del nodes.create_redis_node
     if settings is not None:
