@@ -106,7 +106,7 @@ class ManyToMany:
 
 
 class GrpcLaws(CarrierLaws):
-    unit = 0.5
+    unit = 0.8
     slack = 0.25
     least = LEAST
 
