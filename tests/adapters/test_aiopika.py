@@ -149,7 +149,7 @@ async def test_without_a_deadline_and_detached_nothing_expires(rabbitmq: Any) ->
 
 async def test_the_broker_drops_what_nobody_waits_for(rabbitmq: Any) -> None:
     async with opened(rabbitmq) as place:
-        async with holdfast.timeout(0.5):
+        async with holdfast.timeout(1.5):
             await place.send(b"late")
         dead = await place.dead_letter()
         assert dead.body == b"late"
@@ -222,6 +222,13 @@ async def test_a_handler_has_the_context_and_its_message_is_acknowledged(rabbitm
         assert await place.left() == 0
 
 
+async def send_expired(place: Place) -> None:
+    async with holdfast.timeout(0.05):
+        headers: Any = carry.inject()
+    await asyncio.sleep(0.1)
+    await place.exchange.publish(aio_pika.Message(b"late", headers=headers), place.queue.name)
+
+
 async def test_what_expired_is_not_begun_and_is_a_dead_letter(rabbitmq: Any) -> None:
     begun: list[bytes] = []
 
@@ -229,19 +236,15 @@ async def test_what_expired_is_not_begun_and_is_a_dead_letter(rabbitmq: Any) -> 
         begun.append(message.body)
 
     async with opened(rabbitmq) as place:
-        async with holdfast.timeout(0.2):
-            await place.send(b"late", expire=False)
-        await asyncio.sleep(0.3)
+        await send_expired(place)
         async with consuming(place, handle) as consumer:
             assert (await place.dead_letter()).body == b"late"
             assert consumer.counts["expired"] == 1
-        assert not begun
-        async with holdfast.timeout(0.2):
-            await place.send(b"late", expire=False)
-        await asyncio.sleep(0.3)
+        await send_expired(place)
         async with consuming(place, handle, expired="ack") as consumer:
             await until(lambda: consumer.counts["expired"])
         assert not begun
+        await until_count(place, 0)
         assert await place.dead.get(fail=False) is None
 
 
@@ -255,7 +258,7 @@ async def test_a_handler_is_cancelled_at_the_deadline_and_not_tried_again(rabbit
             ended.append(holdfast.remaining())
 
     async with opened(rabbitmq) as place, consuming(place, handle) as consumer:
-        async with holdfast.timeout(0.4):
+        async with holdfast.timeout(1.5):
             await place.send(b"slow")
         assert (await place.dead_letter()).body == b"slow"
         assert ended == [0]
@@ -311,7 +314,7 @@ async def test_a_cap_that_passes_is_a_failure_of_the_handler(rabbitmq: Any) -> N
     async def handle(message: Any) -> None:
         await asyncio.sleep(60)
 
-    async with opened(rabbitmq) as place, consuming(place, handle, cap=0.2) as consumer:
+    async with opened(rabbitmq) as place, consuming(place, handle, cap=0.4) as consumer:
         await place.send(b"slow", expire=False)
         await place.dead_letter()
         assert consumer.counts["failed"] == 3

@@ -324,12 +324,15 @@ class Consumer:
 
 
 def _ending_of(scope: Received, error: Exception) -> Ending:
+    # Its own deadline, or a cap that is ours: then there may be somebody who still waits.
+    late = scope.due.asked <= scope.driver.now()
     if scope.outcome is Outcome.REFUSED:
-        return Ending.EXPIRED if isinstance(error, InsufficientBudget) else Ending.CUT
+        if isinstance(error, InsufficientBudget):
+            return Ending.EXPIRED if late else Ending.FAILED
+        return Ending.CUT
     cause = scope.reached()
     if cause is None:
         return Ending.FAILED
     if cause.kind is not CauseKind.DEADLINE:
         return Ending.CUT
-    # Its own deadline, or a cap that is ours: then there may be somebody who still waits.
-    return Ending.LATE if scope.due.asked <= scope.driver.now() else Ending.FAILED
+    return Ending.LATE if late else Ending.FAILED
