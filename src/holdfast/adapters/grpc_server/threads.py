@@ -48,7 +48,8 @@ class ThreadMethod:
         self._handler = handler
         self._inner = behavior_of(handler)
         streams = bool(handler.request_streaming) or bool(handler.response_streaming)
-        self._terms = MethodTerms(rules, path, streams)
+        self._terms = terms = MethodTerms(rules, path, streams)
+        self._says = rules.timings or terms.observing
         self._serve = self._many if handler.response_streaming else self._one
 
     def handler(self, arrival: Instant, metadata: Any) -> Any:
@@ -56,19 +57,21 @@ class ThreadMethod:
         return remade(self._handler, partial(self._serve, arrival, metadata))
 
     def _one(self, arrival: Instant, metadata: Any, request: Any, context: Any) -> Any:
-        with suppress(_Over):
+        try:
             rpc = self._opened(arrival, metadata, context)
             try:
                 with rpc:
                     answer = self._inner(request, context)
-                self._say(rpc, context)
+                if self._says:
+                    self._say(rpc, context)
                 return answer
             except Exception as error:
                 self._failed(rpc, error, context)
                 raise
             finally:
                 self._rules.thread_done(rpc)
-        return None
+        except _Over:
+            return None
 
     def _many(
         self, arrival: Instant, metadata: Any, request: Any, context: Any
@@ -78,7 +81,8 @@ class ThreadMethod:
             try:
                 with rpc:
                     yield from self._messages(rpc, self._inner(request, context))
-                self._say(rpc, context)
+                if self._says:
+                    self._say(rpc, context)
             except Exception as error:
                 self._failed(rpc, error, context)
                 raise
