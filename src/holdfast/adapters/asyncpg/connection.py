@@ -55,11 +55,23 @@ class HeldConnection(_Base):
     grace: Duration = 0.5
     commit_grace: Duration = 1.0
     refuse_below: Duration = 0.0
+    _protocol: Any
+    _cancellations: set[Any]
+    _loop: asyncio.AbstractEventLoop
+    _addr: Any
+    _params: Any
 
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(protocol, transport, *args, **kwargs)
         held = adopt(protocol, transport, WeakMethod(self.terminate))
         self.tell(held, self.grace, self.commit_grace, self.refuse_below)
+
+    async def introduced(
+        self, grace: Duration, commit_grace: Duration, refuse_below: Duration
+    ) -> None:
+        """Take over what it is told, and find out who is at the other end: a round trip."""
+        self.tell(self._protocol, grace, commit_grace, refuse_below)
+        await self._protocol.learn()
 
     def tell(
         self,
@@ -84,6 +96,17 @@ class HeldConnection(_Base):
         checked: Any = self
         checked._check_open()
         return HeldTransaction(self, isolation, readonly, deferrable)
+
+    def get_reset_query(self) -> str:
+        """See asyncpg. The time-out that the next statement needs, as likely as not, stays set.
+
+        Only where it is ours alone, and known: where it does not fit it is set anew.
+        """
+        query = super().get_reset_query()
+        protocol = self._protocol
+        if query.endswith("RESET ALL;") and protocol is not None and protocol.keeps:
+            return f"{query}\nSET statement_timeout = {protocol.known};"
+        return query
 
     async def close(self, *, timeout: Duration | None = None) -> None:
         """Close it gracefully, as far as that goes within `timeout` seconds, or the grace.
@@ -188,8 +211,7 @@ async def _introduced(
     connection: HeldConnection, held: tuple[Duration, Duration, Duration]
 ) -> None:
     try:
-        connection.tell(connection._protocol, *held)
-        await connection._protocol.learn()
+        await connection.introduced(*held)
     except BaseException:
         connection.terminate()
         raise

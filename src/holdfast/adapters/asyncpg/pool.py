@@ -43,6 +43,9 @@ class HeldPool(_Base):
         refuse_below: see there; holds for a place in the pool too.
     """
 
+    _holders: list[Any]
+    _minsize: int
+
     def __init__(
         self,
         *args: Any,
@@ -87,11 +90,8 @@ class HeldPool(_Base):
         What cannot be made ready for the next one in that time is closed hard, and the place is
         free again. That is no error for who gives it back.
         """
-        if (
-            type(connection) is not PoolConnectionProxy
-            or connection._holder._pool is not self
-            or connection._con is None
-        ):
+        known = type(connection) is PoolConnectionProxy
+        if not known or connection._holder._pool is not self or connection._con is None:
             return await super().release(connection, timeout=timeout)
         checked: Any = self
         checked._check_init()

@@ -14,6 +14,7 @@ __all__ = ["Kind", "kind_of"]
 
 _FIRST: Final = re.compile(r"(?:[\s(;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 _RESETS: Final = re.compile(r"\b(?:RESET|DISCARD)\s+ALL\b", re.IGNORECASE)
+_KEEPS: Final = re.compile(r";\nSET statement_timeout = (\d+);\Z")
 _KEPT: Final = 4096
 """Characters; what is longer is looked at each time, as it would be kept in memory."""
 _OWN: Final = re.compile(
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
         brief: it may take a time that is longer than needed.
         resets: it sets all settings of the session back.
         own: it sets the time-out by hand.
+        keeps: milliseconds that the time-out is set to right after a reset, by us; 0 without.
         special: it is one of those that end a transaction, or set something.
     """
 
@@ -49,6 +51,7 @@ class Kind(NamedTuple):
     resets: bool
     own: bool
     special: bool
+    keeps: int = 0
 
 
 def kind_of(query: str) -> Kind:
@@ -62,6 +65,7 @@ def _look(query: str) -> Kind:
     commits = name in _COMMITS
     resets = _RESETS.search(query) is not None
     own = _OWN.search(query) is not None
+    kept = _KEEPS.search(query) if resets else None
     rolls_back = name in _ROLLS_BACK
     return Kind(
         name,
@@ -72,6 +76,7 @@ def _look(query: str) -> Kind:
         resets,
         own,
         commits or rolls_back or resets or own,
+        int(kept.group(1)) if kept else 0,
     )
 
 

@@ -160,6 +160,16 @@ class Telling(_Base):
         self.replies.prefixed()
         self.wire.write(local_prefix(value))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the session has a time-out of ours that the next user may need as well."""
+        return (
+            self.direct
+            and not self.own
+            and not self.in_block
+            and self.known not in (None, self.base)
+        )
+
     def knows(self, known: int | None, *, in_block: bool = False) -> None:
         """The server has been told `known`; none when that is not sure any more."""
         self.known, self.in_block = known, in_block

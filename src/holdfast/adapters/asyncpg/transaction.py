@@ -16,9 +16,11 @@ __all__ = ["HeldTransaction"]
 class HeldTransaction(Transaction):
     """A transaction of asyncpg. An error in its block is not replaced by one of the rollback."""
 
+    _connection: Any
+    _managed: bool
+
     async def __aexit__(self, extype: object, ex: object, tb: object) -> Any:
-        connection: Any = self._connection
-        if extype is not None and connection.is_closed():
+        if extype is not None and self._connection.is_closed():
             # The transaction has ended with it. asyncpg would say that it cannot roll back.
             self._managed = False
             return None
