@@ -200,4 +200,9 @@ async def answers(made: Any) -> list[bytes]:
 
 def metadata_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     """The trailing metadata of a call that failed."""
-    return dict(error.trailing_metadata() or ())
+    return named(error.trailing_metadata())
+
+
+def named(metadata: Any) -> dict[str, Any]:
+    """Metadata by name; not `dict(...)`, which older versions of grpc do not bear."""
+    return {key: value for key, value in metadata or ()}  # noqa: C416

@@ -33,6 +33,7 @@ from tests.adapters.grpc_serving import (
     begin,
     call,
     metadata_of,
+    named,
     shop,
     until,
 )
@@ -70,7 +71,7 @@ async def test_identity_comes_from_the_metadata_and_the_stage_where_it_is_truste
             assert context.identity.parent_id == "00f067aa0ba902b7"
             assert context.stage == ("canary" if trust else "")
             assert context.baggage == {"tenant": "acme"}
-            assert dict(await made.trailing_metadata())["x-request-id"] == "order-17"
+            assert named(await made.trailing_metadata())["x-request-id"] == "order-17"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ async def test_its_own_trailing_metadata_are_kept() -> None:
     async with shop(short(0.3), timings=True, one_Say=say) as (_, channel):
         made = channel.unary_unary("/shop.Orders/Say")(b"0")
         await made
-        said = dict(await made.trailing_metadata())
+        said = named(await made.trailing_metadata())
         assert said["mine"] == "yes"
         assert "server-timing" in said
         with pytest.raises(grpc.aio.AioRpcError) as failed:

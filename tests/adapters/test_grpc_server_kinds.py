@@ -27,6 +27,7 @@ from tests.adapters.grpc_serving import (
     begin,
     call,
     metadata_of,
+    named,
     shop,
     until,
 )
@@ -41,7 +42,7 @@ async def test_it_is_served(kind: str) -> None:
     async with shop(timings=True) as (served, channel):
         made = begin(channel, kind, 0.0, timeout=60.0)
         assert (await asyncio.wait_for(answers(made), ENDED))[-1] in (b"one", b"last", b"sum")
-        said = dict(await made.trailing_metadata())
+        said = named(await made.trailing_metadata())
         assert len(said["x-request-id"]) == 32
         assert said["server-timing"].startswith("orders;dur=")
         (seen,) = served.seen

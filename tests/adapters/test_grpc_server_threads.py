@@ -22,7 +22,7 @@ from holdfast.domain.policy import Policy, Route
 from holdfast.domain.wire.problem import CAUSE_HEADER
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status
 from holdfast.runtime.scope import ambient
-from tests.adapters.grpc_serving import ENDED, TOLD, answers, begin, call, metadata_of, until
+from tests.adapters.grpc_serving import ENDED, TOLD, answers, begin, call, metadata_of, named, until
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time]
 
@@ -155,7 +155,7 @@ async def test_the_context_is_there_in_the_thread(on: str, kind: str) -> None:
         assert context.scope == f"grpc /shop.Orders/{kind}"
         whole = 10.0 if kind == "One" else 60.0
         assert 0.8 * whole < left < whole
-        said = dict(await sent.trailing_metadata())
+        said = named(await sent.trailing_metadata())
         assert said["x-request-id"] == context.identity.request_id
         assert carrier.in_flight == 0
         assert ("server-timing" in said) == (on == "threads")  # grpc.aio does not let it be known

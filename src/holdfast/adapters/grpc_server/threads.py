@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 
@@ -120,7 +120,7 @@ class ThreadMethod:
         if cause is not None:
             self._end(rpc, cause, context)
 
-    def _end(self, rpc: Rpc, cause: Cause, context: Any) -> None:
+    def _end(self, rpc: Rpc, cause: Cause, context: Any) -> NoReturn:
         """Answer for the handler; raises what tells grpc that this is done."""
         self._rules.note(rpc.name, rpc.echo_id, code_of(cause).name, cause)
         now = monotonic()
@@ -129,6 +129,7 @@ class ThreadMethod:
         answer = answer_to(cause, rpc, now, _theirs(context))
         context.set_trailing_metadata(answer.trailers)
         context.abort(answer.code, answer.message)
+        raise _Over  # in older versions of grpc.aio that returns
 
     def _say(self, rpc: Rpc, context: Any) -> None:
         now = monotonic()
