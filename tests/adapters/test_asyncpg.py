@@ -212,6 +212,7 @@ async def test_the_deadline_ends_a_statement(postgres: Postgres, inner: bool) ->
         await within(0.3, lambda: connection.fetch("SELECT pg_sleep(61)"), inner=inner)
     assert asyncio.get_running_loop().time() - begun < ENDED
     assert not inner or isinstance(caught.value, asyncpg.QueryCanceledError)
+    assert "SELECT" in str(caught.value)
     await none_at_work(postgres, "pg_sleep(61)")
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()

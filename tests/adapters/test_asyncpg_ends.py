@@ -112,7 +112,8 @@ async def test_a_statement_that_is_cut_gives_its_locks_back(postgres: Postgres) 
 async def test_a_cancel_request_that_is_lost_is_sent_again(postgres: Postgres) -> None:
     """The first comes before the statement does: the proxy holds that back."""
     async with behind_proxy(postgres, grace=ENDED) as (connection, proxy):
-        connection._addr = (postgres.host, postgres.port)  # the request takes the short way
+        raw: Any = connection
+        raw._addr = (postgres.host, postgres.port)  # the request takes the short way
         await connection.fetchval("SELECT 1 AS one FROM pg_sleep(0)")
         proxy.to_server.delay(0.3)
         task = asyncio.create_task(connection.fetch("SELECT pg_sleep(73)"))
@@ -265,6 +266,7 @@ async def test_a_commit_without_an_answer_has_an_unknown_outcome(
             await task
         assert now() - at < ENDED
         assert "may have been done" in str(caught.value)
+        assert isinstance(caught.value, asyncpg.TransactionResolutionUnknownError)
         assert connection.is_closed()
     assert committed() == 1, "it was, and nobody tried again"
 

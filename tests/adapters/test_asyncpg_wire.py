@@ -195,8 +195,8 @@ def test_the_values_of_an_answer() -> None:
 @pytest.mark.real_time
 async def test_a_deadline_costs_no_round_trip(postgres: Postgres) -> None:
     """All that a statement needs is sent before anything of its answer is read."""
-    connection = await connect(postgres.dsn())
-    protocol: Any = connection._protocol
+    connection: Any = await connect(postgres.dsn())
+    protocol = connection._protocol
     await connection.fetchval("SELECT 1")
     events: list[str] = []
     write, received = protocol.wire.write, HeldProtocol.data_received
@@ -247,8 +247,8 @@ async def test_a_value_that_fits_is_not_sent_again(postgres: Postgres) -> None:
 
 @pytest.mark.real_time(*BOTH)
 async def test_answers_that_come_byte_by_byte(postgres: Postgres) -> None:
-    connection = await connect(postgres.dsn())
-    protocol: Any = connection._protocol
+    connection: Any = await connect(postgres.dsn())
+    protocol = connection._protocol
 
     class Drip(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:

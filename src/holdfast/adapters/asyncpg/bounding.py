@@ -14,14 +14,13 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 from asyncpg.protocol.protocol import Protocol
 
-from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.errors import Statement, outcome_unknown
 from holdfast.adapters.asyncpg.messages import SYNC
 from holdfast.adapters.asyncpg.statements import Kind, kind_of
 from holdfast.adapters.asyncpg.telling import Telling
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import (
     InsufficientBudget,
-    OutcomeUnknown,
     ScopeEnded,
 )
 from holdfast.domain.instant import NEVER, Instant
@@ -66,9 +65,11 @@ class Bounding(Telling):
     def failed(self, name: str, begun: Instant, exc: BaseException) -> BaseException:
         """What is raised for `exc` of a statement that went out as it was."""
         self.unsettled = True
-        if isinstance(exc, _LATE):
-            statement = Statement(name)
-            statement.begun = begun
+        statement = Statement(name)
+        statement.begun = begun
+        if isinstance(exc, asyncio.CancelledError):
+            statement.cut()
+        elif isinstance(exc, _LATE):
             return statement.told(exc, _SILENT, ours=False)
         return exc
 
@@ -116,6 +117,7 @@ class Bounding(Telling):
             result = await operation(timeout)
         except asyncio.CancelledError:
             self.unsettled, self.ahead = True, 0
+            statement.cut()
             raise
         except Exception as exc:
             self.unsettled = True
@@ -174,7 +176,7 @@ class Bounding(Telling):
             self._abandon()
             why = CauseKind.DEADLINE if statement.left <= 0 else CauseKind.CALLER
             what = "the commit was sent, and its answer did not come"
-            raise OutcomeUnknown(statement.cause(what, kind=why)) from exc
+            raise outcome_unknown(statement.cause(what, kind=why)) from exc
         return result
 
     async def _undo(

@@ -20,7 +20,7 @@ import asyncpg
 from asyncpg import connect_utils
 
 from holdfast.adapters.asyncpg.cancelling import request_cancel, retrieved
-from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.errors import Dial, Statement
 from holdfast.adapters.asyncpg.protocol import HeldProtocol, adopt
 from holdfast.adapters.asyncpg.transaction import HeldTransaction
 from holdfast.domain.instant import Duration
@@ -187,7 +187,7 @@ async def connecting(
     **kwargs: Any,
 ) -> Any:
     """A connection made by `make` within the ambient deadline, which knows who it speaks to."""
-    statement = Statement("connect to PostgreSQL")
+    statement = Dial("PostgreSQL")
     statement.admit(held[2])
     bound, ours = statement.bound(timeout)
     try:
@@ -197,6 +197,7 @@ async def connecting(
                 await _introduced(cast("HeldConnection", connection), held)
     except asyncio.CancelledError as exc:
         retrieved(exc)
+        statement.cut()
         raise
     except TimeoutError as exc:
         retrieved(exc)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 
 from holdfast.domain.cause import Cause
-from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
+from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, OutcomeUnknown
 from holdfast.domain.instant import NEVER
+from holdfast.domain.phases import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
 from holdfast.runtime.scope import running_task
 
-__all__ = ["Statement"]
+__all__ = ["Dial", "Place", "Statement", "outcome_unknown"]
 
 _HOME = "holdfast.adapters.asyncpg"
+_UNKNOWN = both(OutcomeUnknown, asyncpg.TransactionResolutionUnknownError, _HOME)
 _EXCEEDED = both(DeadlineExceeded, asyncpg.QueryCanceledError, _HOME)
 _INSUFFICIENT = both(InsufficientBudget, asyncpg.QueryCanceledError, _HOME)
 
@@ -24,6 +26,8 @@ class Statement(Bounded):
     """The bounds of one statement, or of what is done for it."""
 
     __slots__ = ()
+    client = "asyncpg"
+    phase: ClassVar[Phase | None] = Phase.STATEMENT
 
     def bound(self, timeout: Any) -> tuple[Any, bool]:
         """How long to wait, where `timeout` was given, and whether that is what is left.
@@ -57,3 +61,23 @@ class Statement(Bounded):
     def insufficient(self, cause: Cause) -> InsufficientBudget:
         made: InsufficientBudget = _INSUFFICIENT(cause)
         return made
+
+
+class Place(Statement):
+    """The bounds of waiting for a place in a pool."""
+
+    __slots__ = ()
+    phase = Phase.POOL
+
+
+class Dial(Statement):
+    """The bounds of a connect."""
+
+    __slots__ = ()
+    phase = Phase.CONNECT
+
+
+def outcome_unknown(cause: Cause) -> OutcomeUnknown:
+    """The error for a commit without an answer."""
+    made: OutcomeUnknown = _UNKNOWN(cause)
+    return made

@@ -18,10 +18,8 @@ import asyncpg
 from asyncpg.pool import Pool, PoolConnectionProxy
 
 from holdfast.adapters.asyncpg.connection import HeldConnection, connecting
-from holdfast.adapters.asyncpg.errors import Statement
+from holdfast.adapters.asyncpg.errors import Place, Statement
 from holdfast.domain.instant import NEVER, Duration
-from holdfast.domain.phases import Phase, Trail
-from holdfast.runtime.net.phased import blamed
 from holdfast.runtime.tasks import aside
 
 __all__ = ["HeldPool", "create_pool"]
@@ -64,16 +62,15 @@ class HeldPool(_Base):
     # -- a place ---------------------------------------------------------------------------------
 
     async def _acquire(self, timeout: Any) -> Any:
-        statement = Statement("a place in the pool")
+        statement = Place("a place in the pool")
         statement.admit(self._refuse_below)
         bound, ours = statement.bound(timeout)
         plain: Any = super()
         try:
             return await plain._acquire(bound)
         except asyncio.CancelledError:
-            trail = Trail(self._use(), statement.begun, statement.limit, client="asyncpg")
-            trail.begin(Phase.POOL, statement.begun)
-            blamed(trail, statement.now())
+            statement.name = self._use()
+            statement.cut()
             raise
         except TimeoutError as exc:
             use = f"no place in {self._use()}"
