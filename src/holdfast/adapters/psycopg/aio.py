@@ -206,7 +206,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         if self.idle() and not prepared:
             return await self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
-        bound.admit()
+        if bound.limit <= bound.begun:
+            bound.admit()
         if self._pipeline is not None:
             self._unsure = True
             return await self.wait(gen)

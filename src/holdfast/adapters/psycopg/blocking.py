@@ -244,7 +244,8 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         if self.idle() and not prepared:
             return self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
-        bound.admit()
+        if bound.limit <= bound.begun:
+            bound.admit()
         if self._pipeline is not None:
             self._unsure = True
             return self.wait(gen)

@@ -181,8 +181,13 @@ class Bounds(BaseConnection[Row]):
             bound.admit()
         if self.pgconn.transaction_status == _IDLE:
             self._held, self._theirs = _OWN, False
-            yield from self._learn()
-            yield from super()._start_query()
+            if self._own is None:
+                yield from self._learn()
+            if self._pipeline is not None:
+                yield from super()._start_query()
+            elif not self._autocommit:
+                # The same as what psycopg does there, with two generators less on the way.
+                yield from self._begin(self._get_tx_start_command())
 
     def _get_tx_start_command(self) -> bytes:
         begin = super()._get_tx_start_command()
