@@ -18,7 +18,7 @@ from holdfast.adapters.redis.errors import Command, named
 from holdfast.adapters.redis.pools import bounded_class
 from holdfast.adapters.redis.settings import Settings
 from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
-from holdfast.domain.errors import HoldfastError
+from holdfast.domain.errors import HoldfastError, InsufficientBudget
 
 __all__ = ["change_nodes", "pools_of_cluster"]
 
@@ -73,9 +73,16 @@ class _InThreadPipeline(_Pipeline):
 
 def _explained(exc: Exception, command: Command) -> Exception:
     """Our own error when the time is over, else what redis-py has raised."""
-    if isinstance(exc, HoldfastError) or not command.spent:
+    inside = exc.__cause__ or exc.__context__
+    error: Exception
+    if isinstance(exc, HoldfastError):
         return exc
-    error = command.over(str(exc))
+    if command.spent:
+        error = command.over(str(exc))
+    elif isinstance(inside, InsufficientBudget):
+        error = command.insufficient(command.cause(inside.cause.detail))
+    else:
+        return exc
     error.__cause__ = exc
     return error
 

@@ -19,7 +19,7 @@ from holdfast.adapters.redis.pipelines import bounded_client
 from holdfast.adapters.redis.pools import bounded_class, bounded_pool
 from holdfast.adapters.redis.retrying import bounded_retry, plain_retry
 from holdfast.adapters.redis.settings import KEEP, MARGIN, Settings
-from holdfast.adapters.redis.variants import kind_of, plain
+from holdfast.adapters.redis.variants import behind, kind_of, plain
 from holdfast.domain.instant import Duration
 
 __all__ = ["ClientPool", "instrument", "pool_of", "uninstrument"]
@@ -137,6 +137,7 @@ def _change_all(client: object, settings: Settings | None) -> None:
 
 def _change_pool(pool: Any, settings: Settings | None) -> None:
     kind = kind_of(pool)
+    vars(pool).pop("release", None)  # of one that a stop has emptied
     pool.__class__ = plain(kind) if settings is None else bounded_pool(kind, settings)
     blocking = getattr(pool, "_connections", None)  # of the one for threads alone
     if blocking is None:
@@ -146,7 +147,7 @@ def _change_pool(pool: Any, settings: Settings | None) -> None:
 
 
 def _change(connection: Any, settings: Settings | None) -> None:
-    connection = getattr(connection, "_conn", connection)  # behind a cache
+    connection = behind(connection)
     kind = kind_of(connection)
     if settings is None:
         if hasattr(connection, "abandoned"):

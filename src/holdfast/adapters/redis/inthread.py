@@ -134,6 +134,11 @@ class InThread(_Base, Counting):
         inner: Any = super()
         return self.owed > 0 or self.older or inner.should_reconnect()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected."""
+        return self._sock is not None
+
     # -- commands --------------------------------------------------------------------------------
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:

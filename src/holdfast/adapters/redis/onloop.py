@@ -57,6 +57,11 @@ class OnLoop(_Base, Counting):
         inner: Any = super()
         return (self.owed > 0 and not self.draining) or inner.should_reconnect()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected."""
+        return self._writer is not None
+
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
         if args[0] not in HARMLESS:

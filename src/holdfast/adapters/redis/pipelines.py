@@ -17,7 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.errors import Command
 from holdfast.adapters.redis.settings import Settings
-from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
+from holdfast.adapters.redis.variants import behind, kind_of, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError, OutcomeUnknown
 from holdfast.runtime.scope import ambient
 
@@ -79,7 +79,11 @@ class _OnLoop(_AsyncPipeline):
         """See redis-py; what is watched is forgotten with the connection when there is no time."""
         inner: Any = super()
         connection = self.connection
-        if self.watching and connection is not None and (not connection.is_connected or _ended()):
+        if (
+            self.watching
+            and connection is not None
+            and (not behind(connection).is_open or _ended())
+        ):
             await self._unwatched()
         if not self.watching and self.connection is not None:
             # Here and not there, where a task is made for it to hold against a cancellation.
@@ -101,7 +105,7 @@ class _InThread(_Pipeline):
     def _execute_transaction(self, connection: Any, *args: Any, **kwargs: Any) -> Any:
         inner: Any = super()
         command = Command("EXEC")
-        holder = getattr(connection, "_conn", connection)
+        holder = behind(connection)
         holder.cut = 0
         try:
             return inner._execute_transaction(connection, *args, **kwargs)
@@ -113,7 +117,11 @@ class _InThread(_Pipeline):
         """See redis-py; what is watched is forgotten with the connection when there is no time."""
         inner: Any = super()
         connection = self.connection
-        if self.watching and connection is not None and (not connection.is_connected or _ended()):
+        if (
+            self.watching
+            and connection is not None
+            and (not behind(connection).is_open or _ended())
+        ):
             connection.disconnect()
             self.watching = False
         inner.reset()

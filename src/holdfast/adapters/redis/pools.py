@@ -23,7 +23,7 @@ from holdfast.adapters.redis.inthread import InThread
 from holdfast.adapters.redis.onloop import OnLoop
 from holdfast.adapters.redis.retrying import UNTIL
 from holdfast.adapters.redis.settings import Settings
-from holdfast.adapters.redis.variants import opaque, plain, variant
+from holdfast.adapters.redis.variants import behind, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.ambient import remaining
@@ -97,7 +97,7 @@ class _OnLoop(_AsyncPool, _Pool):
         except asyncio.CancelledError:
             aside(self._give_back(connection), name="redis pool, give back")
             raise
-        if self.holdfast_idle != NEVER and connection.idling is None and connection.is_connected:
+        if self.holdfast_idle != NEVER and connection.idling is None and connection.is_open:
             connection.idling = aside(self._idling(connection), name="redis pool, idle")
 
     # -- what goes on behind the back of whoever was cut -----------------------------------------
@@ -120,7 +120,7 @@ class _OnLoop(_AsyncPool, _Pool):
         connections: each caller begins one, and none is given the time for all of its steps.
         """
         inner: Any = super()
-        if connection.is_connected or not self.holdfast.keep:
+        if connection.is_open or not self.holdfast.keep:
             await inner.ensure_connection(connection)
             return
         context = copy_context()
@@ -196,7 +196,7 @@ class _OnLoop(_AsyncPool, _Pool):
         """See `holdfast.lifecycle.Pool`."""
         this: Any = self
         self.holdfast_idle = idle
-        open_ones = [one for one in this._available_connections if one.is_connected]
+        open_ones = [one for one in this._available_connections if one.is_open]
         for connection in open_ones:
             await connection.disconnect(nowait=True)
         return len(open_ones)
@@ -205,7 +205,7 @@ class _OnLoop(_AsyncPool, _Pool):
         """Close the connection when it has been idle for long enough."""
         this: Any = self
         try:
-            while connection.is_connected and connection in this._available_connections:
+            while connection.is_open and connection in this._available_connections:
                 used = connection.uses
                 await asyncio.sleep(self.holdfast_idle)
                 if connection.uses == used and connection in this._available_connections:
@@ -225,7 +225,7 @@ class _InThread(_SyncPool, _Pool):
         closed = 0
         with this._lock:  # so that nobody takes one meanwhile
             for connection in this._available_connections:
-                closed += connection.is_connected
+                closed += behind(connection).is_open
                 connection.disconnect()
         return closed
 
@@ -284,7 +284,7 @@ class _Waiting(_InThread, _BlockingPool):
         closed = 0
         for connection in reversed(taken):  # the last one that is put back is the first to be got
             if connection is not None:
-                closed += connection.is_connected
+                closed += behind(connection).is_open
                 connection.disconnect()
             this.pool.put_nowait(connection)
         return closed

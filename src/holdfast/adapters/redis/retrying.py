@@ -7,7 +7,6 @@ written again here, as redis-py sleeps inside of its own without a look at the c
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -120,19 +119,24 @@ def bounded_retry(retry: Any, settings: Settings) -> Any:
     """A copy of `retry`, of either kind, that keeps within the budget."""
     if retry is None:
         return None
-    kind = kind_of(retry)
-    theirs = plain(kind)
+    theirs = plain(kind_of(retry))
     ours: Any = _OnLoop if issubclass(theirs, AsyncRetry) else _Blocking
-    made = copy.copy(retry)
-    made.__class__ = variant(ours, theirs, settings)
-    return made
+    return _as(variant(ours, theirs, settings), retry)
 
 
 def plain_retry(retry: Any) -> Any:
     """What `bounded_retry` was made from."""
-    if retry is None:
-        return None
-    kind = kind_of(retry)
-    made = copy.copy(retry)
-    made.__class__ = plain(kind)
+    return None if retry is None else _as(plain(kind_of(retry)), retry)
+
+
+def _as(kind: Any, retry: Any) -> Any:
+    # Made anew, as redis-py 5 has slots, so that an object cannot take on another class.
+    made = object.__new__(kind)
+    for name in _STATE:
+        setattr(made, name, getattr(retry, name))
+    if hasattr(made, "__dict__"):
+        made.__dict__.update(getattr(retry, "__dict__", {}))
     return made
+
+
+_STATE: Final = ("_backoff", "_retries", "_supported_errors")

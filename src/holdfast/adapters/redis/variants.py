@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.adapters.redis.settings import Settings
 
-__all__ = ["kind_of", "opaque", "plain", "variant"]
+__all__ = ["behind", "kind_of", "opaque", "plain", "variant"]
 
 _MARK = "holdfast"
 
@@ -24,6 +24,11 @@ def opaque(kind: Any) -> Any:
 def kind_of(subject: object) -> Any:
     """The class of an object, whose types nobody looks into either."""
     return type(subject)
+
+
+def behind(connection: Any) -> Any:
+    """The connection itself, where a cache of redis-py stands before it."""
+    return getattr(connection, "_conn", connection)
 
 
 @cache
