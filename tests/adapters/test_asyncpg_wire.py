@@ -110,6 +110,10 @@ def test_kinds() -> None:
     assert not kind_of("VACUUM").data
     assert kind_of("END").commits
     assert kind_of("ROLLBACK TO a").rolls_back
+    for text in ("PREPARE TRANSACTION 'a'", "commit prepared 'a'", "ROLLBACK PREPARED 'a'"):
+        assert kind_of(text).commits
+        assert not kind_of(text).rolls_back
+    assert not kind_of("PREPARE a AS SELECT 1").commits
     assert kind_of("SELECT pg_advisory_unlock_all();\nRESET ALL;").resets
     assert kind_of("set local statement_timeout = 5").own
     assert kind_of("SELECT set_config( 'statement_timeout', '5', false)").own

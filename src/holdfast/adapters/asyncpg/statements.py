@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 __all__ = ["Kind", "kind_of"]
 
 _FIRST: Final = re.compile(r"(?:[\s(;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
+_SECOND: Final = re.compile(r"\s+([A-Za-z]+)")
 _RESETS: Final = re.compile(r"\b(?:RESET|DISCARD)\s+ALL\b", re.IGNORECASE)
 _KEEPS: Final = re.compile(r";\nSET statement_timeout = (\d+);\Z")
 _KEPT: Final = 4096
@@ -24,6 +25,9 @@ _DATA: Final = frozenset(
     {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH"}
 )
 _COMMITS: Final = frozenset({"COMMIT", "END"})
+_TWO_PHASES: Final = frozenset(
+    {("PREPARE", "TRANSACTION"), ("COMMIT", "PREPARED"), ("ROLLBACK", "PREPARED")}
+)
 _ROLLS_BACK: Final = frozenset({"ROLLBACK", "ABORT"})
 _ENDS: Final = frozenset({"RELEASE", "SAVEPOINT", "PREPARE"})
 
@@ -34,7 +38,7 @@ class Kind(NamedTuple):
     Attributes:
         name: its first word, in capitals.
         data: it reads or changes rows, so it runs wherever another statement has run before.
-        commits: it ends a transaction whose changes are kept.
+        commits: it ends a transaction, or a part of one in two phases, and what it did lasts.
         rolls_back: it undoes, to the beginning or to a savepoint.
         brief: it may take a time that is longer than needed.
         resets: it sets all settings of the session back.
@@ -62,11 +66,13 @@ def kind_of(query: str) -> Kind:
 def _look(query: str) -> Kind:
     found = _FIRST.match(query)
     name = found.group(1).upper() if found else "statement"
-    commits = name in _COMMITS
+    second = _SECOND.match(query, found.end()) if found else None
+    lasting = (name, second.group(1).upper() if second else "") in _TWO_PHASES
+    commits = name in _COMMITS or lasting
     resets = _RESETS.search(query) is not None
     own = _OWN.search(query) is not None
     kept = _KEEPS.search(query) if resets else None
-    rolls_back = name in _ROLLS_BACK
+    rolls_back = name in _ROLLS_BACK and not lasting
     return Kind(
         name,
         name in _DATA,

@@ -48,6 +48,7 @@ class Telling(_Base):
         in_block: that was told in a transaction, with which it ends.
         least: seconds; with less left it must be told again.
         most: seconds; with more left too.
+        mute: the server is not to be told anything.
         own: the user sets the time-out by hand; it is left alone until the session is set back.
         ahead: milliseconds that a prefix has set for what comes before the next Sync; 0 without.
         grace: seconds that a statement which was cancelled, and a rollback, may take.
@@ -64,6 +65,7 @@ class Telling(_Base):
     in_block: bool = False
     least: Duration = nan
     most: Duration = nan
+    mute: bool = False
     own: bool = False
     ahead: int = 0
     abandon: WeakMethod[Callable[[], None]]
@@ -115,7 +117,8 @@ class Telling(_Base):
             pid, setting = answer.text
             self.base = milliseconds_of(setting)
         except ValueError:
-            return  # it does not know the question: nothing is set for its session
+            self.mute = True  # it does not know the question: it is not told anything
+            return
         # A pooler has keys of its own for cancel requests, as its clients have no backend.
         self.direct = pid == str(self.backend_pid)
         self.knows(self.base)
@@ -130,7 +133,7 @@ class Telling(_Base):
                 without a Sync.
         """
         base = self.base
-        if base is None or self.own or kind.rolls_back:
+        if base is None or self.mute or self.own or kind.rolls_back:
             return
         in_block = self.is_in_transaction()
         if not in_block and (self.in_block or (not self.direct and self.known != base)):
