@@ -125,13 +125,19 @@ async def test_a_bound_of_the_servers_own_is_never_loosened(postgres: Any) -> No
 
 @drivers
 async def test_a_spent_limit_is_refused_before_anything_is_sent(postgres: Any, driver: str) -> None:
-    async with engine_for(postgres, driver) as engine, engine.connect() as connection:
-        with pytest.raises(holdfast.InsufficientBudget) as caught:  # noqa: PT012
-            async with holdfast.timeout(10.0) as scope:
-                scope.move_deadline(scope.opened_at)
-                await connection.execute(text("SELECT 1, 'refused'"))
-        assert isinstance(caught.value, sqlalchemy.exc.OperationalError)
-        assert "SELECT 1" in str(caught.value)
+    asked = text("SELECT pg_backend_pid()")
+    async with engine_for(postgres, driver, pool_size=1) as engine:
+        async with engine.connect() as connection:
+            known = (await connection.execute(asked)).scalar()
+        async with engine.connect() as connection:
+            with pytest.raises(holdfast.InsufficientBudget) as caught:  # noqa: PT012
+                async with holdfast.timeout(10.0) as scope:
+                    scope.move_deadline(scope.opened_at)
+                    await connection.execute(text("SELECT 1, 'refused'"))
+            assert isinstance(caught.value, sqlalchemy.exc.OperationalError)
+            assert "SELECT 1" in str(caught.value)
+        async with engine.connect() as connection:
+            assert (await connection.execute(asked)).scalar() == known, "it was thrown away"
 
 
 # -- the pool ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sqlalchemy import event
+from sqlalchemy import event, exc
 
 from holdfast.adapters.sqlalchemy.endings import (
     close_within,
@@ -29,7 +29,7 @@ from holdfast.adapters.sqlalchemy.postgres import ServerTimeout
 from holdfast.adapters.sqlalchemy.sqlite import ProgressBound
 from holdfast.adapters.sqlalchemy.state import State, state_of
 from holdfast.domain.cause import CauseKind
-from holdfast.domain.errors import OutcomeUnknown, ScopeEnded
+from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.scope import ambient
 
@@ -250,22 +250,19 @@ class Hooks:
             return None
         found = ours_behind(error)
         if found is not None:
+            made_here = isinstance(found, exc.SQLAlchemyError)
+            refused = made_here and isinstance(found, InsufficientBudget)  # nothing was sent
             unknown = isinstance(found, OutcomeUnknown) and self._progress is None
-            if unknown or not self._is_usable(held):
-                context.is_disconnect = True
-                context.invalidate_pool_on_disconnect = False
-            return self._raised(found, error, context)
+            # SQLAlchemy takes every time-out for the end of the connection.
+            context.is_disconnect = unknown or not (refused or self._is_usable(held))
+            context.invalidate_pool_on_disconnect = False
+            return None if made_here else ours_for(found, context.sqlalchemy_exception)
         theirs = context.sqlalchemy_exception
         if committing and context.is_disconnect and theirs is not None:
             bounds = Statement("COMMIT")
             detail = "the connection was lost after the commit was sent"
             return ours_for(bounds.cause(detail), theirs)
         return self._late(error, theirs, context)
-
-    def _raised(self, found: ScopeEnded, error: BaseException, context: Any) -> ScopeEnded | None:
-        if found is error and context.sqlalchemy_exception is None and hasattr(found, "orig"):
-            return None  # it is SQLAlchemy's as well
-        return ours_for(found, context.sqlalchemy_exception)
 
     def _late(self, error: BaseException, theirs: Any, context: Any) -> ScopeEnded | None:
         """Ours, where an error of a driver means that the time is over."""
