@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +20,7 @@ from holdfast import carry
 from holdfast.testing.laws import Call, CarrierLaws, Handler
 
 THREADS = 64
-ASKS_EVERY = 0.005
+ASKS_EVERY = 0.01
 
 
 async def asking(left: Callable[[], float], work: Coroutine[Any, Any, str]) -> str:
@@ -43,6 +43,15 @@ def far_side(handler: Handler, key: str, takes: float) -> str:
     return asyncio.run(asking(lambda: context.run(holdfast.remaining), handler(key, takes)))
 
 
+async def patiently(work: Awaitable[str]) -> str:
+    try:
+        return await work
+    except holdfast.ScopeEnded:
+        # The thread was quicker than the timer of the scope, whose end it is.
+        await asyncio.sleep(0.2)
+        raise
+
+
 class InExecutor:
     @asynccontextmanager
     async def open(self, handler: Handler) -> AsyncIterator[Call]:
@@ -50,7 +59,7 @@ class InExecutor:
 
             async def call(key: str, takes: float) -> str:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(threads, far_side, handler, key, takes)
+                return await patiently(loop.run_in_executor(threads, far_side, handler, key, takes))
 
             yield call
 
@@ -61,7 +70,7 @@ class ToThread:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
 
         async def call(key: str, takes: float) -> str:
-            return await asyncio.to_thread(begin, handler, key, takes)
+            return await patiently(asyncio.to_thread(begin, handler, key, takes))
 
         yield call
 
@@ -76,11 +85,11 @@ def begin(handler: Handler, key: str, takes: float) -> str:
 class TestExecutor(CarrierLaws):
     carrier = InExecutor
     unit = 0.8
-    slack = 0.25
+    slack = 0.5
 
 
 @pytest.mark.real_time
 class TestToThread(CarrierLaws):
     carrier = ToThread
     unit = 0.8
-    slack = 0.25
+    slack = 0.5
