@@ -286,6 +286,36 @@ async def test_on_the_loop_itself_detached_work_falls_back_as_before() -> None:
         assert await task == 99.0
 
 
+async def test_a_task_that_outlives_its_scope_may_use_a_thread() -> None:
+    async def audit() -> float:
+        await asyncio.sleep(1)
+        return await asyncio.to_thread(holdfast.remaining)
+
+    async with holdfast.timeout(100):
+        async with holdfast.timeout(50):
+            task = asyncio.create_task(audit())
+        assert await task == 99.0
+    async with holdfast.timeout(50):
+        task = asyncio.create_task(audit())
+    assert await task == math.inf
+
+
+@pytest.mark.real_time
+async def test_bound_work_is_told_when_its_scope_ends_in_peace() -> None:
+    begun = threading.Event()
+
+    def work() -> float:
+        begun.set()
+        return until_nothing_is_left(PATIENCE)
+
+    with ThreadPoolExecutor(1) as inner:
+        async with holdfast.scope("request"):
+            future = inner.submit(carry.bind(work))
+            while not begun.is_set():  # noqa: ASYNC110 - of a thread
+                await asyncio.sleep(0.005)
+        assert await asyncio.wrap_future(future) < PATIENCE
+
+
 async def test_detached_work_in_a_thread_is_not_bounded(one: ThreadPoolExecutor) -> None:
     go = threading.Event()
     one.submit(go.wait, PATIENCE)

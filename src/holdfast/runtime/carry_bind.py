@@ -25,7 +25,7 @@ from holdfast.domain.context import ANONYMOUS, Carried
 from holdfast.domain.errors import InsufficientBudget, ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.elsewhere import ended_by
+from holdfast.runtime.elsewhere import Stub, ended_by
 from holdfast.runtime.hosted import HostedNode, error_for
 from holdfast.runtime.scope import AMBIENT, Scope, ambient
 
@@ -97,6 +97,8 @@ class Bound(Generic[P, T]):
         if refusal is not None:
             raise refusal
         with scope:
+            if isinstance(scope.parent, Stub):
+                scope.parent.bound = True
             return self._call(*args, **kwargs)
 
     def _refusal(self, here: HostedNode | None) -> ScopeEnded | None:

@@ -1,9 +1,13 @@
 """What a scope is to a thread that does not run its loop.
 
 A thread gets the ambient scope with its context, may read it, and cannot be cancelled. So when the
-scope has been cancelled or has ended, the one who waited for the thread is gone, and the thread is
-told so where it asks: nothing remains. On the loop itself it is different: there a task that goes
-on after its scope has ended (detached work) falls back to what is open further out.
+scope has been cancelled or has expired, the one who waited for the thread is gone, and the thread
+is told so where it asks: nothing remains. A function that was bound to a scope (`carry.bind`) is
+told whenever that has ended.
+
+On the loop itself it is different: there a task that goes on after its scope has ended falls back
+to what is open further out. The trap: such a task may use a thread, too. So a scope that has ended
+in peace tells a thread nothing, unless the thread's work was bound to it.
 """
 
 from __future__ import annotations
@@ -11,14 +15,20 @@ from __future__ import annotations
 import asyncio
 
 from holdfast.domain.cause import Cause, CauseKind
-from holdfast.domain.tree import Node
+from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.hosted import HostedNode
 
 __all__ = ["Gone", "Stub", "ended_by", "seen_from_here"]
 
 
 class Stub(Node):
-    """Stands above the scope of a plain function, whose tree is its own."""
+    """Stands above the scope of a plain function, whose tree is its own.
+
+    Attributes:
+        bound: whether that function was bound to the scope around it.
+    """
+
+    bound: bool = False
 
 
 class Gone(HostedNode):
@@ -49,14 +59,21 @@ def seen_from_here(scope: HostedNode | None) -> HostedNode | None:
     Args:
         scope: the innermost of the present context.
     """
-    hosted = scope
+    hosted, bound = scope, False
     while hosted is not None and isinstance(hosted.parent, Stub):
+        bound = bound or hosted.parent.bound
         hosted = hosted.outer  # of plain functions, which the loop knows nothing of
-    if hosted is not None and not _on_its_loop(hosted) and ended_by(hosted) is not None:
+    if hosted is not None and not _on_its_loop(hosted) and _is_over(hosted, bound):
         return Gone(hosted)
     while scope is not None and scope.outcome is not None:
         scope = scope.outer
     return scope
+
+
+def _is_over(scope: HostedNode, bound: bool) -> bool:
+    if scope.outcome is None or scope.outcome in (Outcome.CANCELLED, Outcome.EXPIRED):
+        return ended_by(scope) is not None
+    return bound
 
 
 def _on_its_loop(scope: HostedNode) -> bool:
