@@ -58,7 +58,7 @@ class Shop:
     """
 
     def __init__(
-        self, policy: Policy | None = None, *, timings: bool = False, options: Any = ()
+        self, policy: Policy | None = None, *, timings: bool = True, options: Any = ()
     ) -> None:
         self.seen: list[Seen] = []
         self.closed: list[str] = []
@@ -158,7 +158,7 @@ async def until(true: Callable[[], bool], patience: float = ENDED) -> None:
 async def shop(
     policy: Policy | None = None,
     *,
-    timings: bool = False,
+    timings: bool = True,
     options: Any = (),
     **methods: Callable[..., Any],
 ) -> AsyncGenerator[tuple[Shop, grpc.aio.Channel]]:
@@ -179,16 +179,25 @@ async def call(channel: Any, method: str, seconds: float, timeout: float | None 
     return await answers(begin(channel, method, seconds, timeout))
 
 
-def begin(channel: Any, method: str, seconds: float, timeout: float | None = None) -> Any:
+def begin(
+    channel: Any,
+    method: str,
+    seconds: float,
+    timeout: float | None = None,
+    metadata: Any = None,
+) -> Any:
     """The call of grpc."""
     path, request = f"/shop.Orders/{method}", str(seconds).encode()
+    more: dict[str, Any] = {"timeout": timeout}
+    if metadata is not None:
+        more["metadata"] = metadata
     if method in ("Ticks", "Writes"):
-        return channel.unary_stream(path)(request, timeout=timeout)
+        return channel.unary_stream(path)(request, **more)
     if method in ("Chat", "Talk"):
-        return channel.stream_stream(path)(iter([request]), timeout=timeout)
+        return channel.stream_stream(path)(iter([request]), **more)
     if method == "Sum":
-        return channel.stream_unary(path)(iter([request]), timeout=timeout)
-    return channel.unary_unary(path)(request, timeout=timeout)
+        return channel.stream_unary(path)(iter([request]), **more)
+    return channel.unary_unary(path)(request, **more)
 
 
 async def answers(made: Any) -> list[bytes]:
@@ -206,3 +215,18 @@ def metadata_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 def named(metadata: Any) -> dict[str, Any]:
     """Metadata by name; not `dict(...)`, which older versions of grpc do not bear."""
     return {key: value for key, value in metadata or ()}  # noqa: C416
+
+
+async def refused(channel: Any, method: str, timeout: float | None = None) -> tuple[Any, str, Any]:
+    """How a call ends that is not begun: status, text, and trailing metadata.
+
+    Without a request where these are a stream: the client of grpc fails by itself when it is
+    answered while it sends one.
+    """
+    path = f"/shop.Orders/{method}"
+    if method in ("Sum", "Chat", "Talk"):
+        made = channel.stream_stream(path)(timeout=timeout)
+    else:
+        made = begin(channel, method, 0.0, timeout)
+    code = await made.code()
+    return code, await made.details() or "", named(await made.trailing_metadata())

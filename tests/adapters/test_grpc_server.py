@@ -34,6 +34,7 @@ from tests.adapters.grpc_serving import (
     call,
     metadata_of,
     named,
+    refused,
     shop,
     until,
 )
@@ -62,7 +63,7 @@ async def test_identity_comes_from_the_metadata_and_the_stage_where_it_is_truste
     )
     for trust in (False, True):
         wire = replace(DEFAULT_POLICY.wire, trust_stage=trust)
-        async with shop(replace(DEFAULT_POLICY, wire=wire), timings=True) as (served, channel):
+        async with shop(replace(DEFAULT_POLICY, wire=wire)) as (served, channel):
             method = channel.unary_unary("/shop.Orders/One")
             made = method(b"0", metadata=grpc.aio.Metadata(*sent))
             await made
@@ -71,7 +72,8 @@ async def test_identity_comes_from_the_metadata_and_the_stage_where_it_is_truste
             assert context.identity.parent_id == "00f067aa0ba902b7"
             assert context.stage == ("canary" if trust else "")
             assert context.baggage == {"tenant": "acme"}
-            assert named(await made.trailing_metadata())["x-request-id"] == "order-17"
+            assert "server-timing" in named(await made.trailing_metadata())
+            assert context.identity.echo_id == "order-17"
 
 
 @pytest.mark.parametrize(
@@ -173,11 +175,10 @@ async def test_a_call_that_expired_while_the_loop_was_busy_is_not_begun() -> Non
 async def test_a_call_with_too_little_left_is_refused() -> None:
     async with shop(short(10.0, refuse_below=0.5)) as (served, channel):
         for kind in KINDS:
-            with pytest.raises(grpc.aio.AioRpcError) as failed:
-                await call(channel, kind, 0.0, timeout=0.4)
-            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "not begun" in (failed.value.details() or "")
-            assert CAUSE_HEADER in metadata_of(failed.value)
+            code, text, said = await refused(channel, kind, 0.4)
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "not begun" in text
+            assert CAUSE_HEADER in said
         assert served.seen == []
         assert served.carrier.counts["refused.too_little"] == len(KINDS)
         assert await call(channel, "One", 0.0, timeout=5.0) == [b"one"]
@@ -294,8 +295,8 @@ async def test_its_own_trailing_metadata_are_kept() -> None:
         await asyncio.sleep(float(request))
         return b""
 
-    async with shop(short(0.3), timings=True, one_Say=say) as (_, channel):
-        made = channel.unary_unary("/shop.Orders/Say")(b"0")
+    async with shop(short(0.3), one_Say=say) as (_, channel):
+        made = begin(channel, "Say", 0.0, metadata=(("x-request-id", "order-17"),))
         await made
         said = named(await made.trailing_metadata())
         assert said["mine"] == "yes"

@@ -22,7 +22,17 @@ from holdfast.domain.policy import Policy, Route
 from holdfast.domain.wire.problem import CAUSE_HEADER
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status
 from holdfast.runtime.scope import ambient
-from tests.adapters.grpc_serving import ENDED, TOLD, answers, begin, call, metadata_of, named, until
+from tests.adapters.grpc_serving import (
+    ENDED,
+    TOLD,
+    answers,
+    begin,
+    call,
+    metadata_of,
+    named,
+    refused,
+    until,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time]
 
@@ -148,7 +158,7 @@ def made(channel: Any, kind: str, seconds: float, timeout: float | None = None) 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_context_is_there_in_the_thread(on: str, kind: str) -> None:
     async with serving(on) as (shop, carrier, channel):
-        sent = made(channel, kind, 0.0, timeout=60.0)
+        sent = begin(channel, kind, 0.0, timeout=60.0, metadata=(("x-request-id", "order-17"),))
         assert len(await asyncio.wait_for(answers(sent), ENDED)) == 1
         ((seen, context, left),) = shop.seen
         assert seen == kind
@@ -156,7 +166,7 @@ async def test_the_context_is_there_in_the_thread(on: str, kind: str) -> None:
         whole = 10.0 if kind == "One" else 60.0
         assert 0.8 * whole < left < whole
         said = named(await sent.trailing_metadata())
-        assert said["x-request-id"] == context.identity.request_id
+        assert context.identity.echo_id == "order-17"
         assert carrier.in_flight == 0
         assert ("server-timing" in said) == (on == "threads")  # grpc.aio does not let it be known
 
@@ -216,10 +226,9 @@ async def test_a_call_with_too_little_left_is_refused(on: str) -> None:
     policy = Policy(routes=(Route("/shop.Orders/*", {"refuse_below": 0.5}),))
     async with serving(on, policy) as (shop, carrier, channel):
         for kind in KINDS:
-            with pytest.raises(grpc.aio.AioRpcError) as failed:
-                await call(channel, kind, 0.0, timeout=0.4)
-            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert CAUSE_HEADER in metadata_of(failed.value)
+            code, _, said = await refused(channel, kind, 0.4)
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert CAUSE_HEADER in said
         assert shop.seen == []
         assert carrier.counts["refused.too_little"] == len(KINDS)
 
@@ -288,8 +297,9 @@ async def test_what_is_only_observed_is_not_cut(on: str) -> None:
 
 
 @ON
-async def test_without_timings_nothing_is_added_to_what_went_well(on: str) -> None:
-    async with serving(on, timings=False) as (_, _carrier, channel):
-        sent = made(channel, "One", 0.0)
-        await sent
-        assert not tuple(await sent.trailing_metadata())
+async def test_what_went_well_says_nothing_to_those_who_do_not_care(on: str) -> None:
+    for timings, metadata in ((True, None), (False, (("x-request-id", "order-17"),))):
+        async with serving(on, timings=timings) as (_, _carrier, channel):
+            sent = begin(channel, "One", 0.0, metadata=metadata)
+            await sent
+            assert not tuple(await sent.trailing_metadata())

@@ -14,7 +14,7 @@ from holdfast.domain.wire.richstatus import DETAILS_KEY, encode_status
 from holdfast.domain.wire.timing import TIMING_HEADER
 from holdfast.domain.wire.trace import REQUEST_ID_HEADER
 
-__all__ = ["Answer", "answer_to", "code_of", "trailers"]
+__all__ = ["Answer", "answer_to", "code_of", "timing_of", "trailers"]
 
 _CODES: Final = {
     CauseKind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -71,9 +71,12 @@ def answer_to(cause: Cause, rpc: Rpc, now: Instant, theirs: Any = ()) -> Answer:
     return Answer(code, message, tuple(found))
 
 
-def trailers(rpc: Rpc, now: Instant, *, timing: bool = True) -> Metadata:
-    """What every answer says: which call this was, and what it spent where that is told."""
-    spent = rpc.timing(now) if timing else ""
-    if spent:
-        return ((REQUEST_ID_HEADER, rpc.echo_id), (TIMING_HEADER, spent))
-    return ((REQUEST_ID_HEADER, rpc.echo_id),)
+def trailers(rpc: Rpc, now: Instant) -> Metadata:
+    """What the answer to a call that ended early says: which it was, and what it spent."""
+    return ((REQUEST_ID_HEADER, rpc.echo_id), *timing_of(rpc, now))
+
+
+def timing_of(rpc: Rpc, now: Instant) -> Metadata:
+    """What it spent; nothing where that is not told."""
+    spent = rpc.timing(now)
+    return ((TIMING_HEADER, spent),) if spent else ()

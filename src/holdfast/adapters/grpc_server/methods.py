@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
-from holdfast.adapters.grpc_server.answers import answer_to, code_of, trailers
+from holdfast.adapters.grpc_server.answers import answer_to, code_of, timing_of
 from holdfast.adapters.grpc_server.calls import GrpcCalls
 from holdfast.adapters.grpc_server.rpc import Rpc
 from holdfast.adapters.grpc_server.terms import MethodTerms, Rules
@@ -132,14 +132,12 @@ class Method:
     # -- ending ----------------------------------------------------------------------------------
 
     def _say(self, rpc: Rpc, context: Any) -> None:
-        """What an answer says of itself, or what is counted instead of being cut."""
-        now = monotonic()
-        if self._rules.timings:
-            ours = trailers(rpc, now)
-            theirs = context.trailing_metadata()
-            context.set_trailing_metadata((*theirs, *ours) if theirs else ours)
+        """Tell what it spent, and count what would have been cut."""
+        if self._rules.timings and rpc.named:
+            ours = timing_of(rpc, monotonic())
+            context.set_trailing_metadata((*context.trailing_metadata(), *ours))
         if rpc.terms.observing:
-            rpc.compare(now)
+            rpc.compare(monotonic())
 
     async def _failed(self, rpc: Rpc, error: BaseException, context: Any) -> None:
         """Answer, if the handler has not failed by itself; returns where its error is to go on."""

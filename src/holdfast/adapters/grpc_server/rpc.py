@@ -211,6 +211,11 @@ class Rpc(Scope):
         return Carried(identity, inbound.stage, inbound.baggage)
 
     @property
+    def named(self) -> bool:
+        """Whether the caller says who it is, or what it has left: it may care for what is told."""
+        return bool(self._ours)
+
+    @property
     def echo_id(self) -> str:
         """What an answer shows as its request id."""
         return self.given.identity.echo_id

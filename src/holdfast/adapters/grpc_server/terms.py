@@ -82,7 +82,7 @@ class Rules:
     ending: Stop
 
     def __init__(
-        self, policy: Policy | None = None, *, service: str = "", timings: bool = False
+        self, policy: Policy | None = None, *, service: str = "", timings: bool = True
     ) -> None:
         self.timings = timings
         self.counts: Counter[str] = Counter()

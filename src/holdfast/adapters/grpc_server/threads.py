@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from holdfast.adapters.grpc_server.answers import answer_to, code_of, trailers
+from holdfast.adapters.grpc_server.answers import answer_to, code_of, timing_of
 from holdfast.adapters.grpc_server.calls import behavior_of, remade
 from holdfast.adapters.grpc_server.rpc import Rpc
 from holdfast.adapters.grpc_server.terms import MethodTerms, Rules, Stop
@@ -110,9 +110,6 @@ class ThreadMethod:
             self._end(rpc, cause, context)
         self._rules.threads.add(rpc)
         context.add_callback(partial(_gone, rpc))
-        if self._rules.timings and not hasattr(context, "trailing_metadata"):
-            # In a thread of grpc.aio nobody can ask later what the handler has set.
-            context.set_trailing_metadata(trailers(rpc, now, timing=False))
         return rpc
 
     def _failed(self, rpc: Rpc, error: Exception, context: Any) -> None:
@@ -132,11 +129,12 @@ class ThreadMethod:
         raise _Over  # in older versions of grpc.aio that returns
 
     def _say(self, rpc: Rpc, context: Any) -> None:
-        now = monotonic()
-        if self._rules.timings and hasattr(context, "trailing_metadata"):
-            context.set_trailing_metadata((*_theirs(context), *trailers(rpc, now)))
+        if self._rules.timings and rpc.named and hasattr(context, "trailing_metadata"):
+            # In a thread of grpc.aio nobody can ask what the handler has set.
+            ours = timing_of(rpc, monotonic())
+            context.set_trailing_metadata((*_theirs(context), *ours))
         if rpc.terms.observing:
-            rpc.compare(now)
+            rpc.compare(monotonic())
 
 
 def _theirs(context: Any) -> tuple[Any, ...]:
@@ -166,16 +164,15 @@ class GrpcThreadCarrier(Rules, grpc.ServerInterceptor):
         policy: limits by route, which is the path of a method, `/shop.Orders/Get` or
             `/shop.Orders/*`; `holdfast.domain.policy.DEFAULT_POLICY` by default.
         service: name of this hop in causes and timings, over that of the policy.
-        timings: whether answers that went well say too, in their trailing metadata, which call
-            this was (`x-request-id`) and what it spent (`server-timing`), as those say that ended
-            early. Costs 3 % of a short call.
+        timings: whether a call that went well says in its trailing metadata what it spent
+            (`server-timing`), to callers that said who they are or what they have left.
 
     Attributes:
         counts: calls by what became of them.
     """
 
     def __init__(
-        self, policy: Policy | None = None, *, service: str = "", timings: bool = False
+        self, policy: Policy | None = None, *, service: str = "", timings: bool = True
     ) -> None:
         self.ending = Stop()
         self._methods: dict[str, tuple[Any, ThreadMethod]] = {}
