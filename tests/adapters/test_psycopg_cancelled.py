@@ -31,8 +31,15 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+class Patient(AsyncConnection[Any]):
+    """Waits until a statement has ended, on a machine that is ever so busy."""
+
+    grace = 20.0
+
+
 async def connected(server: Any, port: int | None = None, **how: Any) -> AsyncConnection[Any]:
-    return await AsyncConnection.connect(server.dsn(port=port), **how)
+    kind = Patient if port is None else AsyncConnection
+    return await kind.connect(server.dsn(port=port), **how)
 
 
 async def one(connection: Any) -> Any:
@@ -270,6 +277,25 @@ async def test_a_backend_that_is_killed_is_an_error_as_before(postgres: Any) -> 
         with pytest.raises(psycopg.OperationalError):
             await task
     assert connection.closed
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+async def test_a_longer_grace_keeps_the_connection_of_a_slow_server(postgres: Any) -> None:
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        connection = await Patient.connect(postgres.dsn(port=proxy.port))
+        proxy.to_client.delay(0.8)  # longer than a scope waits before it cancels again
+
+        async def work() -> None:
+            async with holdfast.timeout(0.1), connection.transaction():
+                await execute(connection)
+
+        with pytest.raises(DeadlineExceeded):
+            await work()
+        proxy.to_client.heal()
+        assert not connection.closed
+        assert connection.info.transaction_status == 0
+        assert await one(connection) == 1
+        await connection.close()
 
 
 # -- commits -------------------------------------------------------------------------------------

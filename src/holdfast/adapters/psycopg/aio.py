@@ -13,7 +13,7 @@ its way by one about the rollback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -23,7 +23,7 @@ from psycopg import Xid, errors
 from psycopg.rows import Row
 from psycopg.waiting import wait_async
 
-from holdfast.adapters.psycopg.bounds import COMMIT_GRACE, GRACE, Bounds, WaitTimeout, with_patience
+from holdfast.adapters.psycopg.bounds import Bounds, WaitTimeout, with_patience
 from holdfast.adapters.psycopg.errors import Dial, Statement, unknown
 from holdfast.adapters.psycopg.flight import bringing
 from holdfast.domain.errors import InsufficientBudget, ScopeEnded
@@ -99,7 +99,7 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
                 gen,
                 self.pgconn.socket,
                 interval=interval,
-                timeout=GRACE if winding_up else timeout,
+                timeout=self.grace if winding_up else timeout,
             )
         except _INTERRUPTED as exc:
             if self._unsure:
@@ -134,7 +134,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         if not self.at_work():
             return
         try:
-            await self._ended(gen, self._bound.now() + GRACE)
+            ended = self._ended(gen, self._bound.now() + self.grace)
+            await self._shielded(ended, self.grace, "cancel request")
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -160,8 +161,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
                 return
         raise WaitTimeout
 
-    async def _try_cancel(self, *, timeout: float = GRACE) -> None:
-        await super()._try_cancel(timeout=min(timeout, GRACE))
+    async def _try_cancel(self, *, timeout: float = NEVER) -> None:
+        await super()._try_cancel(timeout=min(timeout, self.grace))
         self._winding_up = True
 
     # -- the end of a transaction ----------------------------------------------------------------
@@ -211,16 +212,7 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         if self._pipeline is not None:
             self._unsure = True
             return await self.wait(gen)
-        if bound.here is None:
-            return await self._answered(gen, bound)
-        answer: list[T] = []
-        try:
-            async with shield(COMMIT_GRACE, name="commit"):
-                answer.append(await self._answered(gen, bound))
-        except ScopeEnded:
-            if not answer:
-                raise  # else the answer came in the last moment: it is committed
-        return answer[0]
+        return await self._shielded(self._answered(gen, bound), self.commit_grace, "commit")
 
     async def _answered(self, gen: PQGen[T], bound: Statement) -> T:
         usable = self.usable()
@@ -244,12 +236,12 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         try:
             try:
                 return await self._undone_within(
-                    gen, GRACE if self._hurried else _patience(bound.left)
+                    gen, self.grace if self._hurried else _patience(bound.left, self.grace)
                 )
             except _INTERRUPTED:
-                await self._undone_within(gen, GRACE)  # a cancellation comes after it
+                await self._undone_within(gen, self.grace)  # a cancellation comes after it
                 raise
-        except WaitTimeout:
+        except (WaitTimeout, ScopeEnded):
             self.abandon()
             raise self.unanswered("rollback") from None
         except _INTERRUPTED:
@@ -258,7 +250,21 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
             raise
 
     async def _undone_within(self, gen: PQGen[T], seconds: float | None) -> T:
-        return await wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=seconds)
+        undone = wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=seconds)
+        return await self._shielded(undone, self.grace, "rollback")
+
+    async def _shielded(self, work: Coroutine[Any, Any, T], grace: Duration, name: str) -> T:
+        """What a cancellation of a scope must not cut at once; a native one does."""
+        if self._bound.here is None:
+            return await work
+        answer: list[T] = []
+        try:
+            async with shield(grace, name=name):
+                answer.append(await work)
+        except ScopeEnded:
+            if not answer:
+                raise  # else it was done in the last moment, and that counts
+        return answer[0]
 
     async def __aexit__(
         self,
@@ -331,9 +337,9 @@ class AsyncTransaction(psycopg.AsyncTransaction):
             return False  # it is rolled back by the server; what was wrong before counts
 
 
-def _patience(left: Duration) -> float | None:
+def _patience(left: Duration, grace: Duration) -> float | None:
     """Seconds that a rollback waits for its answer; None for as long as it takes."""
     task = asyncio.current_task()
-    if left < GRACE or (task is not None and task.cancelling()):
-        return GRACE
+    if left < grace or (task is not None and task.cancelling()):
+        return grace
     return None if left == NEVER else left

@@ -22,7 +22,7 @@ from psycopg import Xid, errors
 from psycopg.rows import Row
 from psycopg.waiting import Ready, Wait, wait
 
-from holdfast.adapters.psycopg.bounds import COMMIT_GRACE, GRACE, Bounds, WaitTimeout, with_patience
+from holdfast.adapters.psycopg.bounds import Bounds, WaitTimeout, with_patience
 from holdfast.adapters.psycopg.errors import Dial, Statement, ended, unknown
 from holdfast.adapters.psycopg.flight import bringing
 from holdfast.domain.cause import Cause
@@ -167,7 +167,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         if not self.at_work():
             return
         try:
-            self._ended(gen, self._bound.now() + GRACE)
+            self._ended(gen, self._bound.now() + self.grace)
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -191,13 +191,13 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
                 return
         raise WaitTimeout
 
-    def _try_cancel(self, *, timeout: float = GRACE) -> None:
-        super()._try_cancel(timeout=min(timeout, GRACE))
+    def _try_cancel(self, *, timeout: float = NEVER) -> None:
+        super()._try_cancel(timeout=min(timeout, self.grace))
         self._winding_up = True
 
     def _within_grace(self, gen: PQGen[T], what: str) -> T:
         try:
-            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=GRACE)
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=self.grace)
         except WaitTimeout:
             self.abandon()
             raise self.unanswered(what) from None
@@ -250,7 +250,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             self._unsure = True
             return self.wait(gen)
         usable = self.usable()
-        left = None if bound.limit == NEVER else bound.left + COMMIT_GRACE
+        left = None if bound.limit == NEVER else bound.left + self.commit_grace
         try:
             return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=left)
         except (WaitTimeout, *_INTERRUPTED) as exc:
@@ -266,7 +266,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
     def undo(self, gen: PQGen[T]) -> T:
         """Run what rolls back; for the transactions of ours."""
         bound = self._bound = Statement(self._label)
-        patience = None if bound.limit == NEVER else max(bound.left, GRACE)
+        patience = None if bound.limit == NEVER else max(bound.left, self.grace)
         try:
             return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=patience)
         except WaitTimeout:

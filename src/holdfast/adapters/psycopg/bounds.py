@@ -93,6 +93,10 @@ class Bounds(BaseConnection[Row]):
     """See the module. Between a class of psycopg's connections and ours."""
 
     bounds_statements: ClassVar[bool] = True
+    grace: ClassVar[Duration] = GRACE
+    """Seconds; see `GRACE`. A class of yours may have others."""
+    commit_grace: ClassVar[Duration] = COMMIT_GRACE
+    """Seconds; see `COMMIT_GRACE`."""
     tells_autocommit: ClassVar[bool] = True
     """Whether statements outside of transactions bring the server's limit along. A class of yours
     may say no: then such a statement costs nothing more, and runs on where its client dies."""
@@ -277,7 +281,7 @@ class Bounds(BaseConnection[Row]):
     def unanswered(self, what: str) -> errors.OperationalError:
         """The error for a clean-up that took too long."""
         return errors.OperationalError(
-            f"the {what} was not answered within {GRACE} s, so the connection is closed"
+            f"the {what} was not answered within {self.grace} s, so the connection is closed"
         )
 
 
