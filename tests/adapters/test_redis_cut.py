@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 import holdfast
-from holdfast.adapters.redis import instrument
+from holdfast.adapters.redis import instrument, uninstrument
 from holdfast.runtime.clock import monotonic
 from holdfast.testing.proxy import FaultProxy
 from tests.adapters.redis_bed import ENDED, KINDS, eventually, listed, of_loop
@@ -84,6 +84,20 @@ async def test_a_single_connection_gets_its_own_answers(proxy: FaultProxy) -> No
             async with holdfast.timeout(0.05):
                 await client.get("a")
         assert await client.get("b") == "B"
+
+
+@pytest.mark.real_time
+async def test_it_is_not_undone_meanwhile(proxy: FaultProxy) -> None:
+    async with of_loop(proxy.port) as client:
+        await client.ping()
+        proxy.to_client.stall()
+        with pytest.raises(holdfast.DeadlineExceeded):
+            async with holdfast.timeout(0.05):
+                await client.get("a")
+        with pytest.raises(holdfast.UsageError, match="under way"):
+            uninstrument(client)
+        proxy.heal()
+        assert await client.ping()
 
 
 @pytest.mark.real_time

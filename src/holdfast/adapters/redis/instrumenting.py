@@ -20,6 +20,7 @@ from holdfast.adapters.redis.pools import bounded_class, bounded_pool
 from holdfast.adapters.redis.retrying import bounded_retry, plain_retry
 from holdfast.adapters.redis.settings import KEEP, MARGIN, Settings
 from holdfast.adapters.redis.variants import behind, kind_of, plain
+from holdfast.domain.errors import UsageError
 from holdfast.domain.instant import Duration
 
 __all__ = ["ClientPool", "instrument", "pool_of", "uninstrument"]
@@ -63,6 +64,7 @@ def instrument(
     Raises:
         TypeError: `client` is something else.
         ValueError: a number of seconds is negative.
+        UsageError: redis-py is older than 6.
     """
     _change_all(client, Settings(refuse_below, margin, keep))
     return client
@@ -75,6 +77,7 @@ def uninstrument(client: C) -> C:
 
     Raises:
         TypeError: `client` is something else.
+        UsageError: a connection waits for the answer to a command that was cut; see `keep`.
     """
     _change_all(client, None)
     return client
@@ -121,6 +124,8 @@ class ClientPool:
 
 def _change_all(client: object, settings: Settings | None) -> None:
     subject: Any = client
+    if not hasattr(sync.AbstractConnection, "connect_check_health"):
+        raise UsageError("holdfast.adapters.redis needs redis-py 6 or later")
     if isinstance(subject, _CLUSTERS):
         change_nodes(subject, settings, _change_pool, _change)
     elif isinstance(subject, _POOLS):
@@ -137,7 +142,13 @@ def _change_all(client: object, settings: Settings | None) -> None:
 
 def _change_pool(pool: Any, settings: Settings | None) -> None:
     kind = kind_of(pool)
-    vars(pool).pop("release", None)  # of one that a stop has emptied
+    if settings is None and vars(pool).get("_holdfast_unfinished"):
+        raise UsageError(
+            "a connection of this pool waits for the answer to a command that was cut; "
+            "undo its instrumentation when nothing is under way"
+        )
+    if "release" in vars(pool):
+        del pool.release  # of one that a stop has emptied
     pool.__class__ = plain(kind) if settings is None else bounded_pool(kind, settings)
     blocking = getattr(pool, "_connections", None)  # of the one for threads alone
     if blocking is None:
