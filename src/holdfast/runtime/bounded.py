@@ -117,10 +117,10 @@ class Bounded:
         """
         error = self.exceeded(self.cause(detail))
         if self.phase is not None:
-            error.trail = self.record(detail)
+            error.trail = self.lapse(detail)
         return error
 
-    def record(self, detail: str = "") -> Trail:
+    def lapse(self, detail: str = "") -> Trail:
         """The record of a wait that has just ended. Made only where something has gone wrong."""
         now = self.now()
         trail = Trail(self.name, self.begun, self.limit, client=self.client)
@@ -129,7 +129,7 @@ class Bounded:
             trail.end(now, Ended.TIMEOUT if trail.spent(now) else Ended.CANCELLED, detail)
         return trail
 
-    def cut(self, detail: str = "") -> None:
+    def interrupted(self, detail: str = "") -> None:
         """It is cancelled where it waits: the error of the scope that has ended will name it."""
         if self.here is not None:
-            self.here.blame(self.record(detail))
+            self.here.blame(self.lapse(detail))
