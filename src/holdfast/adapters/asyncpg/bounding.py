@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import nan
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -25,7 +26,6 @@ from holdfast.domain.errors import (
 )
 from holdfast.domain.instant import NEVER, Instant
 from holdfast.runtime.ambient import shield
-from holdfast.runtime.scope import ambient, running_task
 
 __all__ = ["CLOSE", "COPY", "Bounding"]
 
@@ -52,31 +52,26 @@ class Bounding(Telling):
 
     # -- operations ------------------------------------------------------------------------------
 
-    def free(self) -> bool:
-        """Whether a statement can go out as it is: the server knows its time, nothing is amiss."""
-        if self.busy or self.unsettled:
-            return False
-        here = ambient()
-        if here is None:
-            return self.most == NEVER
-        left = here.limit - here.driver.now()
-        return self.least <= left <= self.most and (here.task is running_task() or left == NEVER)
-
-    def failed(self, name: str, begun: Instant, exc: BaseException) -> BaseException:
+    def failed(self, query: str, begun: Instant, exc: BaseException) -> BaseException:
         """What is raised for `exc` of a statement that went out as it was."""
-        self.unsettled = True
-        statement = Statement(name)
-        statement.begun = begun
+        self._upset()
+        statement = Statement(kind_of(query).name)
+        statement.begun = begun or statement.begun
         if isinstance(exc, asyncio.CancelledError):
-            statement.cut()
+            statement.interrupted()
         elif isinstance(exc, _LATE):
             return statement.told(exc, _SILENT, ours=False)
         return exc
+
+    def _upset(self) -> None:
+        self.unsettled = True
+        self.least = self.most = nan  # whatever is next takes the long way
 
     async def _ready(self, statement: Statement) -> None:
         """What must be over before anything is written: a cancelled operation, the question."""
         if self.unsettled:
             self.unsettled = False
+            self.knows(self.known, in_block=self.in_block)
             await asyncio.sleep(0)
         if self._is_cancelling():
             try:
@@ -116,11 +111,12 @@ class Bounding(Telling):
             self.tell(statement, kind, follows=follows)
             result = await operation(timeout)
         except asyncio.CancelledError:
-            self.unsettled, self.ahead = True, 0
-            statement.cut()
+            self._upset()
+            self.ahead = 0
+            statement.interrupted()
             raise
         except Exception as exc:
-            self.unsettled = True
+            self._upset()
             self._close_prefix(exc)
             error = statement.told(exc, _SILENT, ours=ours) if isinstance(exc, _LATE) else exc
             if error is exc:

@@ -197,7 +197,7 @@ async def connecting(
                 await _introduced(cast("HeldConnection", connection), held)
     except asyncio.CancelledError as exc:
         retrieved(exc)
-        statement.cut()
+        statement.interrupted()
         raise
     except TimeoutError as exc:
         retrieved(exc)

@@ -70,7 +70,7 @@ class HeldPool(_Base):
             return await plain._acquire(bound)
         except asyncio.CancelledError:
             statement.name = self._use()
-            statement.cut()
+            statement.interrupted()
             raise
         except TimeoutError as exc:
             use = f"no place in {self._use()}"
