@@ -16,8 +16,9 @@ from asyncpg.protocol.protocol import Protocol
 
 from holdfast.adapters.asyncpg.bounding import CLOSE, COPY, Bounding
 from holdfast.adapters.asyncpg.replies import Replies
-from holdfast.adapters.asyncpg.statements import Kind, kind_of
-from holdfast.runtime.clock import monotonic
+from holdfast.adapters.asyncpg.statements import ORDINARY, Kind, kind_of
+from holdfast.domain.instant import NEVER
+from holdfast.runtime.scope import AMBIENT, running_task
 
 __all__ = ["HeldProtocol", "adopt"]
 
@@ -91,17 +92,28 @@ class HeldProtocol(Bounding):
         return_extra: bool,
         timeout: Any,
     ) -> Any:
-        # Nearly all statements come through here, and nearly all of them have nothing to tell.
-        kind = kind_of(state.query)
-        if kind.special or not self.free():
+        # Nearly all statements come through here, and nearly all of them have nothing to tell: the
+        # server knows their time, and nothing is amiss. So this is written out, without calls.
+        query = state.query
+        here = AMBIENT.get()
+        if here is None:
+            begun, left = 0.0, NEVER
+        else:
+            begun = here.driver.now()
+            left = here.limit - begun
+        if (
+            self.busy
+            or not self.least <= left <= self.most
+            or query not in ORDINARY
+            or (here is not None and (here.outcome is not None or here.task is not running_task()))
+        ):
             rest = (state, args, portal_name, limit, return_extra)
-            return await self._bind_execute(kind, rest, timeout)
+            return await self._bind_execute(kind_of(query), rest, timeout)
         self.busy = True
-        begun = monotonic()
         try:
             return await _bind_execute(self, state, args, portal_name, limit, return_extra, timeout)
         except BaseException as exc:
-            error = self.failed(kind.name, begun, exc)
+            error = self.failed(query, begun, exc)
             if error is exc:
                 raise
             raise error from exc

@@ -10,8 +10,11 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["ORDINARY", "Kind", "kind_of"]
 
+ORDINARY: Final[set[str]] = set()
+"""Texts that are known to be of no special kind; to look here is all that most statements need."""
+_MOST: Final = 1024
 _FIRST: Final = re.compile(r"(?:[\s(;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 _SECOND: Final = re.compile(r"\s+([A-Za-z]+)")
 _RESETS: Final = re.compile(r"\b(?:RESET|DISCARD)\s+ALL\b", re.IGNORECASE)
@@ -60,7 +63,14 @@ class Kind(NamedTuple):
 
 def kind_of(query: str) -> Kind:
     """The kind of the statement `query`."""
-    return _known(query) if len(query) <= _KEPT else _look(query)
+    if len(query) > _KEPT:
+        return _look(query)
+    kind = _known(query)
+    if not kind.special and query not in ORDINARY:
+        if len(ORDINARY) >= _MOST:
+            ORDINARY.clear()
+        ORDINARY.add(query)
+    return kind
 
 
 def _look(query: str) -> Kind:
@@ -86,4 +96,4 @@ def _look(query: str) -> Kind:
     )
 
 
-_known: Final = lru_cache(maxsize=1024)(_look)
+_known: Final = lru_cache(maxsize=_MOST)(_look)
