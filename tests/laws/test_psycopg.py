@@ -116,8 +116,8 @@ async def in_threads(server: Any, peer: Server, autocommit: bool) -> AsyncGenera
 
 
 class OfStatements(CarrierLaws):
-    unit = 0.6
-    slack = GRACE + 0.25  # what a statement gets to end, on a machine that is busy
+    unit = 0.5
+    slack = GRACE + 0.15  # what a statement gets to end, on a machine that is busy
     opened: Any = staticmethod(on_loop)
     autocommit = False
 

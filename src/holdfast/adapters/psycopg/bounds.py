@@ -66,6 +66,10 @@ lives, for all its users, so it does not depend on what one of them has left."""
 _EARLY: Final[Duration] = 0.025
 """Seconds before the limit from which on the server's own time-out is taken for the deadline."""
 
+_TIGHT_MS: Final = 20
+"""How much tighter than what is left the server's limit may be inside a transaction, at most; less
+than `_EARLY`. One scope after another has the same budget, and a hair more than the one before."""
+
 _MOST_MS: Final = 2**31 - 1
 _OWN: Final = -1
 _UNSURE: Final = -2
@@ -143,7 +147,8 @@ class Bounds(BaseConnection[Row]):
             return wish
         if wish is None:
             return self._own or 0
-        return wish if held < wish or held > wish + SLACK_MS else None
+        least = wish - min(_TIGHT_MS, wish >> 6)
+        return None if least <= held <= wish + SLACK_MS else wish
 
     def limit_sent(self, limit: int) -> None:
         """The server has been told; for the rest of this transaction."""
