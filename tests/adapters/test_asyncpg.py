@@ -245,6 +245,25 @@ async def test_a_spent_budget_is_refused_and_nothing_is_sent(postgres: Postgres)
     await connection.close()
 
 
+class Careful(HeldConnection):
+    sets_session = False
+
+
+@pytest.mark.real_time
+async def test_a_session_that_may_not_be_set_is_not(postgres: Postgres) -> None:
+    connection = await connect(postgres.dsn(), connection_class=Careful)
+    for _ in range(3):
+        async with holdfast.timeout(5.0):
+            assert 4000 < await connection.fetchval(TOLD) < 5626
+            async with connection.transaction():
+                assert 4000 < await connection.fetchval(TOLD) < 5626
+        assert await connection.fetchval(TOLD) == 0
+        async with holdfast.timeout(5.0):
+            await connection.execute("SELECT 1")
+        assert await connection.fetchval(TOLD) == 0
+    await connection.close()
+
+
 @pytest.mark.real_time
 async def test_the_class_alone_is_enough(postgres: Postgres) -> None:
     """For toolkits that take a `connection_class`."""

@@ -45,6 +45,8 @@ class HeldConnection(_Base):
 
     Attributes:
         bounds_statements: true, for toolkits that would do it otherwise.
+        sets_session: whether a connection that leads to the server itself may have its session set;
+            false for all to be told as if there were a pooler in between.
         grace: seconds after the end of its scope in which a statement is ended at the server and
             its transaction rolled back; then the connection is closed hard.
         commit_grace: seconds that the answer to a commit is waited for after the end of its scope.
@@ -52,6 +54,7 @@ class HeldConnection(_Base):
     """
 
     bounds_statements: ClassVar[bool] = True
+    sets_session: ClassVar[bool] = True
     grace: Duration = 0.5
     commit_grace: Duration = 1.0
     refuse_below: Duration = 0.0
@@ -64,6 +67,7 @@ class HeldConnection(_Base):
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(protocol, transport, *args, **kwargs)
         held = adopt(protocol, transport, WeakMethod(self.terminate))
+        held.alone = self.sets_session
         self.tell(held, self.grace, self.commit_grace, self.refuse_below)
 
     async def introduced(

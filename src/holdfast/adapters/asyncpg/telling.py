@@ -43,6 +43,7 @@ class Telling(_Base):
         wire: the transport.
         replies: what answers to us are to come.
         base: milliseconds of the server's own time-out, 0 for none; none while that is not known.
+        alone: the session may be set, where there is no pooler.
         direct: there is no pooler in between, so the session is ours.
         known: milliseconds that the server has been told, 0 for no limit; none where it is unsure.
         in_block: that was told in a transaction, with which it ends.
@@ -60,6 +61,7 @@ class Telling(_Base):
     wire: Any
     replies: Replies
     base: int | None = None
+    alone: bool = True
     direct: bool = False
     known: int | None = None
     in_block: bool = False
@@ -120,7 +122,7 @@ class Telling(_Base):
             self.mute = True  # it does not know the question: it is not told anything
             return
         # A pooler has keys of its own for cancel requests, as its clients have no backend.
-        self.direct = pid == str(self.backend_pid)
+        self.direct = self.alone and pid == str(self.backend_pid)
         self.knows(self.base)
 
     def tell(self, statement: Statement, kind: Kind, *, follows: bool) -> None:
