@@ -83,7 +83,7 @@ _NAMES: Final[dict[str, Waiting]] = {
     "XREAD": _STREAMS,
     "XREADGROUP": _STREAMS,
 }
-RULES: Final[dict[str | bytes, Waiting]] = {
+RULES: Final[dict[Any, Waiting]] = {
     **_NAMES,
     **{name.encode(): rule for name, rule in _NAMES.items()},
 }

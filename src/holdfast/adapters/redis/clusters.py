@@ -32,7 +32,7 @@ _Cluster = opaque(RedisCluster)
 _Pipeline = opaque(ClusterPipeline)
 
 
-class _InThread(_Cluster):
+class _InThread(_Cluster):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.RedisCluster`.
 
     That one asks all nodes for the table of slots when one does not answer, and says in the end
@@ -58,7 +58,7 @@ class _InThread(_Cluster):
         return made
 
 
-class _InThreadPipeline(_Pipeline):
+class _InThreadPipeline(_Pipeline):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.cluster.ClusterPipeline`."""
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:

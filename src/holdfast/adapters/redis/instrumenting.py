@@ -142,7 +142,7 @@ def _change_all(client: object, settings: Settings | None) -> None:
 
 def _change_pool(pool: Any, settings: Settings | None) -> None:
     kind = kind_of(pool)
-    if settings is None and vars(pool).get("_holdfast_unfinished"):
+    if settings is None and getattr(pool, "_holdfast_unfinished", None):
         raise UsageError(
             "a connection of this pool waits for the answer to a command that was cut; "
             "undo its instrumentation when nothing is under way"

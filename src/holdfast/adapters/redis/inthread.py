@@ -38,7 +38,7 @@ _DIALS: Final = (_TCP._connect, _SSL._connect)
 """How redis-py dials over TCP. A class that does it in another way goes on to."""
 
 
-class InThread(_Base, Counting):
+class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
     """To be mixed into a connection of `redis`."""
 
     direct: ClassVar = ("read_response",)

@@ -30,7 +30,7 @@ _LATER: Final[Duration] = 0.02
 _Base = opaque(AbstractConnection)
 
 
-class OnLoop(_Base, Counting):
+class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
     """To be mixed into a connection of `redis.asyncio`.
 
     Attributes:

@@ -30,7 +30,7 @@ _AsyncPipeline = opaque(AsyncPipeline)
 _Pipeline = opaque(Pipeline)
 
 
-class _OnLoopClient(_AsyncRedis):
+class _OnLoopClient(_AsyncRedis):  # type: ignore[misc,valid-type]
     """To be mixed into a client of `redis.asyncio`."""
 
     holdfast: Settings
@@ -41,7 +41,7 @@ class _OnLoopClient(_AsyncRedis):
         return _bounded(inner.pipeline(*args, **kwargs), _OnLoop, self.holdfast)
 
 
-class _InThreadClient(_Redis):
+class _InThreadClient(_Redis):  # type: ignore[misc,valid-type]
     """To be mixed into a client of `redis`."""
 
     holdfast: Settings
@@ -52,7 +52,7 @@ class _InThreadClient(_Redis):
         return _bounded(inner.pipeline(*args, **kwargs), _InThread, self.holdfast)
 
 
-class _OnLoop(_AsyncPipeline):
+class _OnLoop(_AsyncPipeline):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.asyncio.client.Pipeline`."""
 
     watching: bool
@@ -96,7 +96,7 @@ class _OnLoop(_AsyncPipeline):
         self.watching = False
 
 
-class _InThread(_Pipeline):
+class _InThread(_Pipeline):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.client.Pipeline`."""
 
     watching: bool

@@ -65,7 +65,7 @@ class _Pool:
             Command(_POOL).admit(needed)
 
 
-class _OnLoop(_AsyncPool, _Pool):
+class _OnLoop(_AsyncPool, _Pool):  # type: ignore[misc,valid-type]
     """To be mixed into a pool of `redis.asyncio`."""
 
     async def get_connection(self, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +214,7 @@ class _OnLoop(_AsyncPool, _Pool):
             connection.idling = None
 
 
-class _InThread(_SyncPool, _Pool):
+class _InThread(_SyncPool, _Pool):  # type: ignore[misc,valid-type]
     """To be mixed into a pool of `redis`."""
 
     async def preclean(self, idle: Duration) -> int:
@@ -244,7 +244,7 @@ class _InThread(_SyncPool, _Pool):
             inner.release(connection)
 
 
-class _Waiting(_InThread, _BlockingPool):
+class _Waiting(_InThread, _BlockingPool):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.BlockingConnectionPool`, which has a time-out."""
 
     @property

@@ -31,7 +31,7 @@ _Retry = opaque(Retry)
 _AsyncRetry = opaque(AsyncRetry)
 
 
-class _Blocking(_Retry):
+class _Blocking(_Retry):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.retry.Retry`."""
 
     holdfast: Settings
@@ -63,7 +63,7 @@ class _Blocking(_Retry):
                 threading.Event().wait(pause)
 
 
-class _OnLoop(_AsyncRetry):
+class _OnLoop(_AsyncRetry):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.asyncio.retry.Retry`."""
 
     holdfast: Settings

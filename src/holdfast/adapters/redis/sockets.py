@@ -40,7 +40,7 @@ class _Bounded:
     own: Duration
     armed: Duration
 
-    def settimeout(self, seconds: Duration | None) -> None:
+    def settimeout(self: Any, seconds: Duration | None) -> None:
         """As of a socket; the system is told when it waits."""
         self.own = NEVER if seconds is None else seconds
 
@@ -48,7 +48,7 @@ class _Bounded:
         """As of a socket."""
         return None if self.own == NEVER else self.own
 
-    def arm(self) -> None:
+    def arm(self: Any) -> None:
         """Let the next wait take what is left.
 
         Raises:
@@ -72,11 +72,11 @@ class _Bounded:
         self.armed = wanted
 
 
-class _BoundedTcp(_Bounded, _TCP):
+class _BoundedTcp(_Bounded, _TCP):  # type: ignore[misc,valid-type]
     __slots__ = ("armed", "limit", "own")
 
 
-class _BoundedTls(_Bounded, _TLS):
+class _BoundedTls(_Bounded, _TLS):  # type: ignore[misc,valid-type]
     pass
 
 
