@@ -42,6 +42,7 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table]:
         cells = runner.run(duel(cases, rounds(quick, 8 if many else 40), tell, str(items)))
     compare(table, "item", {case: cell.per(items) for case, cell in cells.items()})
     table.notes.append("the pools stay open; what is measured is from handing over to the end")
+    table.notes.append("where nobody waits, one item more is run each time, to see the end")
     return [table]
 
 
