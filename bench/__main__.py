@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAGE: Final = ROOT / "docs" / "explanation" / "performance.md"
 FIGURES: Final = ("scope", "crowd", "cancel", "middleware", "client", "imports", "hops")
 NETS: Final = ("scenarios", "healthy", "churn", "names")
-DATA: Final = ("grpc", "asyncpg", "psycopg", "sqlalchemy", "redis", "wsgi", "workers")
+DATA: Final = ("grpc", "asyncpg", "psycopg", "sqlalchemy", "redis", "wsgi", "workers", "rabbitmq")
 STOPS: Final = ("cells", "roll", "hup", "edges", "sockets", "http2", "quiet", "rate")
 LONG: Final = (
     *(f"net.{part}" for part in NETS),
