@@ -2,7 +2,7 @@
 
     pool.wait -> dns.resolve -> tcp.connect -> proxy.connect -> tls.handshake
               -> http.request -> http.header -> http.body        (or grpc.header -> grpc.message)
-              -> sql.statement, redis.command, amqp.confirm      (with drivers that dial themselves)
+              -> sql.statement, redis.command                    (with drivers that dial themselves)
 
 `Shares` says how much of what is left a phase may take when it begins, so that what an earlier one
 did not use carries over. The names are the same for every client, in errors, on spans and in
@@ -37,7 +37,6 @@ class Phase(StrEnum):
     GRPC_MESSAGE = "grpc.message"
     STATEMENT = "sql.statement"
     COMMAND = "redis.command"
-    CONFIRM = "amqp.confirm"
 
     # An enumeration's own is a call of Python, in every look-up; this one a text keeps.
     __hash__ = str.__hash__

@@ -105,6 +105,7 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
             if self._unsure:
                 self.abandon()
                 raise unknown(self._bound, "COMMIT was sent, and cut") from exc
+            self._bound.interrupted()
             await self._cut(gen)
             raise
         except errors.QueryCanceled as exc:

@@ -22,6 +22,7 @@ from holdfast.domain.errors import (
     OutcomeUnknown,
     ScopeEnded,
 )
+from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
 
@@ -47,6 +48,8 @@ class Statement(Bounded):
     """One wait for the server; its errors are `psycopg.errors.QueryCanceled` as well."""
 
     __slots__ = ()
+    client = "psycopg"
+    phase = Phase.STATEMENT
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         """See `Bounded`."""
@@ -63,6 +66,8 @@ class Dial(Bounded):
     """One attempt to connect; its errors are `psycopg.errors.ConnectionTimeout` as well."""
 
     __slots__ = ()
+    client = "psycopg"
+    phase = Phase.CONNECT
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         """See `Bounded`."""

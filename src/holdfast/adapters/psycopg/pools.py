@@ -32,6 +32,7 @@ from holdfast.adapters.psycopg.bounds import Bounds
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.outbound import both
@@ -57,6 +58,8 @@ class _Turn(Bounded):
     """One wait for a connection; its errors are `psycopg_pool.PoolTimeout` as well."""
 
     __slots__ = ()
+    client = "psycopg"
+    phase = Phase.POOL
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         error: DeadlineExceeded = _EXCEEDED(cause)
@@ -142,8 +145,8 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
             if wish < left:
                 raise
             raise bound.over(_crowd(self)) from exc
-        except asyncio.CancelledError as exc:
-            exc.add_note(f"waited for a connection: {_crowd(self)}")
+        except asyncio.CancelledError:
+            bound.interrupted(_crowd(self))
             raise
 
     async def _getconn_unchecked(self, timeout: float) -> ACT:
