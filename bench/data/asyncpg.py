@@ -79,17 +79,17 @@ def measure(variant: dict[str, Any], quick: bool, tell: Tell) -> list[Table | Sh
 
 
 async def _measured(peer: Postgres, point: str, count: int, tell: Tell) -> Any:
-    async with _contenders(peer, point) as (plain, ours):
+    async with _contenders(peer, point) as (plain, ours, unbound):
         cases = [
             Case(PLAIN, _bare(plain)),
             Case(OURS, _bound(ours)),
-            Case(UNBOUND, _bare(ours)),
+            Case(UNBOUND, _bare(unbound)),
         ]
         return await duel(cases, count, tell, point)
 
 
 @asynccontextmanager
-async def _contenders(peer: Postgres, point: str) -> AsyncGenerator[tuple[Any, Any]]:
+async def _contenders(peer: Postgres, point: str) -> AsyncGenerator[tuple[Any, Any, Any]]:
     import asyncpg
 
     from holdfast.adapters.asyncpg import connect, create_pool
@@ -97,16 +97,18 @@ async def _contenders(peer: Postgres, point: str) -> AsyncGenerator[tuple[Any, A
     options: dict[str, Any] = {"statement_cache_size": 0} if point == BOUNCER else {}
     if point == POOL:
         size: dict[str, Any] = {"min_size": 1, "max_size": 1}
-        plain: Any = await asyncpg.create_pool(peer.dsn(), **size)
-        ours: Any = await create_pool(peer.dsn(), **size)
+        made: list[Any] = [
+            await make(peer.dsn(), **size)
+            for make in (asyncpg.create_pool, create_pool, create_pool)
+        ]
     else:
-        plain = await asyncpg.connect(peer.dsn(), **options)
-        ours = await connect(peer.dsn(), **options)
+        # One with a deadline and one without: to and fro on one, each would be told anew.
+        made = [await make(peer.dsn(), **options) for make in (asyncpg.connect, connect, connect)]
     try:
-        yield plain, ours
+        yield made[0], made[1], made[2]
     finally:
-        await plain.close()
-        await ours.close()
+        for client in made:
+            await client.close()
 
 
 def _bare(client: Any) -> Run:
@@ -209,7 +211,7 @@ async def _trips(server: Postgres, bouncer: Postgres) -> Sheet:
     for point, peer in ((DIRECT, server), (BOUNCER, bouncer)):
         turns: dict[str, int] = {}
         async with _contenders(peer, point) as clients:
-            for name, client in zip((PLAIN, OURS), clients, strict=True):
+            for name, client in zip((PLAIN, OURS), clients, strict=False):
                 await client.fetchval("SELECT 1")
                 count = _Counting(client._protocol, client._transport)
                 sent: list[int] = []

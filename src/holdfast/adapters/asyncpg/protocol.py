@@ -38,6 +38,7 @@ def adopt(protocol: Any, transport: Any, abandon: WeakMethod[Callable[[], None]]
     protocol.__class__ = HeldProtocol
     held = cast("HeldProtocol", protocol)
     held.replies = Replies()
+    held.awaited = held.replies.awaited
     held.wire = transport
     held.abandon = abandon
     held.busy = held.unsettled = False  # what is looked at each time is found sooner here

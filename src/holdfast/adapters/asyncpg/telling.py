@@ -8,6 +8,7 @@ the time-out by hand.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from math import nan
 from typing import TYPE_CHECKING, Any, Final
@@ -42,6 +43,7 @@ class Telling(_Base):
     Attributes:
         wire: the transport.
         replies: what answers to us are to come.
+        awaited: those answers, looked at for all that comes.
         base: milliseconds of the server's own time-out, 0 for none; none while that is not known.
         alone: the session may be set, where there is no pooler.
         direct: there is no pooler in between, so the session is ours.
@@ -60,6 +62,7 @@ class Telling(_Base):
 
     wire: Any
     replies: Replies
+    awaited: deque[Answer]
     base: int | None = None
     alone: bool = True
     direct: bool = False
@@ -80,7 +83,7 @@ class Telling(_Base):
     # -- what comes ------------------------------------------------------------------------------
 
     def data_received(self, data: Any) -> None:
-        if self.replies.awaited:
+        if self.awaited:
             data, done = self.replies.strip(bytes(data))
             for answer in done:
                 self._answered(answer)
