@@ -32,6 +32,7 @@ __all__ = ["InThread"]
 _Base = opaque(AbstractConnection)
 
 _LEAST: Final[Duration] = 0.001
+_ONE: Final = (bytes, str)
 _SSL: Any = SSLConnection
 _TCP: Any = Connection
 _DIALS: Final = (_TCP._connect, _SSL._connect)
@@ -41,8 +42,10 @@ _DIALS: Final = (_TCP._connect, _SSL._connect)
 class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
     """To be mixed into a connection of `redis`."""
 
-    direct: ClassVar = ("read_response",)
+    direct: ClassVar = ("can_read", "read_response", "should_reconnect")
+    theirs_can_read: Callable[..., Any]
     theirs_read_response: Callable[..., Any]
+    theirs_should_reconnect: Callable[..., Any]
     _command_packer: Any
     _sock: Any
     socket_timeout: Any
@@ -131,8 +134,7 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
 
     def should_reconnect(self) -> bool:
         """Whether it is to be closed before somebody else gets it; see redis-py."""
-        inner: Any = super()
-        return self.owed > 0 or self.older or inner.should_reconnect()
+        return self.owed > 0 or self.older or self.theirs_should_reconnect()
 
     @property
     def is_open(self) -> bool:
@@ -143,10 +145,11 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """See redis-py."""
-        if args[0] not in HARMLESS:
+        name = args[0]
+        if self.blocks or name not in HARMLESS:
             args = self.within(args)
         else:
-            self.calm(args[0])
+            self._name, self.waited = name, None
         packed = self._command_packer.pack(*args)
         self.send_packed_command(packed, check_health=kwargs.get("check_health", True))
 
@@ -179,12 +182,15 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
                 this.check_health()
             self.resume(known)
         self._begun = begun
-        self.handed_over(command)
+        if self._packed is None and not self.subscribed:
+            self.owed += 1
+        else:
+            self.handed_over(command)
         sock = self._sock
         if not self.older:
             sock.limit = limit
         try:
-            for part in (command,) if isinstance(command, bytes | str) else command:
+            for part in (command,) if isinstance(command, _ONE) else command:
                 sock.sendall(part)
         except BaseException as exc:
             this.disconnect()
@@ -199,16 +205,15 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
         Raises:
             DeadlineExceeded: nothing came, and nothing is left.
         """
-        inner: Any = super()
         if timeout == 0:
-            return inner.can_read(0)
+            return self.theirs_can_read(0)
         limit = _limit()
         if self._sock is not None and not self.older:
             self._sock.limit = limit
         if limit == NEVER:
-            return inner.can_read(timeout)
+            return self.theirs_can_read(timeout)
         left = max(0.0, limit - monotonic())
-        found = inner.can_read(left if timeout is None else min(timeout, left))
+        found = self.theirs_can_read(left if timeout is None else min(timeout, left))
         if not found and (timeout is None or left < timeout):
             raise Command("message").over("waiting for a message")
         return found

@@ -64,10 +64,11 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
 
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
-        if args[0] not in HARMLESS:
+        name = args[0]
+        if self.blocks or name not in HARMLESS:
             args = self.within(args)
         else:
-            self.calm(args[0])
+            self._name, self.waited = name, None
         return self.theirs_pack_command(*args)
 
     def pack_commands(self, commands: Iterable[Any]) -> Any:

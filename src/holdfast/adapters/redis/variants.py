@@ -43,7 +43,7 @@ def variant(ours: Any, theirs: Any, settings: Settings) -> Any:
         "__module__": theirs.__module__,
         "__doc__": theirs.__doc__,
         "__hash__": theirs.__hash__,
-        **{f"theirs_{name}": getattr(theirs, name) for name in getattr(ours, "direct", ())},
+        **{f"theirs_{name}": getattr(theirs, name, None) for name in getattr(ours, "direct", ())},
     }
     return type(theirs.__name__, (ours, theirs), body)
 
