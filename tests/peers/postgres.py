@@ -43,7 +43,7 @@ class Postgres:
         with psycopg.connect(
             host=self.host, port=self.port, user=self.user, dbname=self.database, autocommit=True
         ) as connection:
-            cursor = connection.execute(query, values or None)  # type: ignore[arg-type, call-overload]
+            cursor = connection.execute(query, values or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     def backends(self, name: str = "") -> int:
