@@ -154,13 +154,16 @@ async def storm(server: Any, driver: str, count: int, size: int = 8) -> None:
     async with engine_for(server, driver, pool_size=size) as engine:
 
         async def request(key: int) -> None:
+            limit = dice.random() / 30 if dice.random() < 0.4 else 60.0
             async with AsyncSession(engine) as session:
-                row = (
-                    await session.execute(
-                        text("SELECT CAST(:key AS int), pg_sleep(:takes)"),
-                        {"key": key, "takes": dice.random() / 100},
-                    )
-                ).one()
+                await session.connection()
+                async with holdfast.timeout(limit):
+                    row = (
+                        await session.execute(
+                            text("SELECT CAST(:key AS int), pg_sleep(:takes)"),
+                            {"key": key, "takes": dice.random() / 100},
+                        )
+                    ).one()
                 answers.append((key, row[0]))
                 await session.commit()
 
@@ -169,23 +172,25 @@ async def storm(server: Any, driver: str, count: int, size: int = 8) -> None:
         while cut < count:
             wave = [asyncio.create_task(request(next(keys))) for _ in range(4 * size)]
             for task in wave:
-                if dice.random() < 0.8:
+                if dice.random() < 0.6:
                     loop.call_later(dice.random() / 40, task.cancel)
             await asyncio.wait(wave)
             for task in wave:
                 if task.cancelled():
                     cut += 1
-                elif (error := task.exception()) is not None:
-                    assert isinstance(error, OutcomeUnknown), error
+                elif task.exception() is not None:
+                    with pytest.raises((OutcomeUnknown, holdfast.DeadlineExceeded)):
+                        await task
                     cut += 1
             del wave, task  # with the frames that they were cut in
         await pool_is_whole(server, engine, size)
         assert all(key == answer for key, answer in answers), "a row went to another request"
         assert answers
         # Every place of the pool works.
-        async with holdfast.tasks() as group:
-            for n in range(size):
-                group.start(request(n))
+        opened = [await engine.connect() for _ in range(size)]
+        for connection in opened:
+            assert (await connection.execute(text("SELECT 1"))).scalar() == 1
+            await connection.close()
         await until(lambda: server.backends(NAME) == size, "not the pool's size of backends")
 
 
