@@ -13,7 +13,7 @@ from holdfast.adapters.redis.blocking import SUBSCRIBES, rule_for, shortened
 from holdfast.adapters.redis.errors import Command, named
 from holdfast.adapters.redis.retrying import bounded_retry
 from holdfast.adapters.redis.settings import Settings
-from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.scope import ambient
 
 __all__ = ["HARMLESS", "Counting"]
@@ -34,6 +34,7 @@ class Counting:
             handed over had left.
         waited: the last command, when its wait at the server was made shorter.
         blocks: whether the last command waits at the server.
+        asked: instant at which the last one began that has a deadline.
         lifted: whether it does so under a deadline, so that a time-out of the socket is out of
             place.
     """
@@ -44,6 +45,7 @@ class Counting:
     cut: int = 0
     waited: tuple[Command, Duration] | None = None
     blocks: bool = False
+    asked: Instant = NEVER
     lifted: bool = False
     _name: Any = "command"
     _packed: tuple[Any, int] | None = None
@@ -66,9 +68,16 @@ class Counting:
         here = ambient()
         if here is None or here.limit == NEVER:
             return
-        left, needed = here.limit - here.driver.now(), self.holdfast.refuse_below
+        self.asked = now = here.driver.now()
+        left, needed = here.limit - now, self.holdfast.refuse_below
         if left <= 0 or left < needed:
             Command(named(self._name)).admit(needed)
+
+    def interrupted(self) -> None:
+        """Its answer is waited for no more: the error of the scope that has ended will name it."""
+        command = Command(named(self._name))
+        command.begun = min(command.begun, self.asked)
+        command.interrupted()
 
     def within(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a command, which may wait at the server no longer than is left."""

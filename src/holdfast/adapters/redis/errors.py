@@ -13,6 +13,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, OutcomeUnknown
 from holdfast.domain.instant import NEVER
+from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
 
@@ -38,6 +39,8 @@ class Command(Bounded):
     """One command and its bounds, see `Bounded`."""
 
     __slots__ = ()
+    client = "redis"
+    phase = Phase.COMMAND
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         """See `Bounded`."""

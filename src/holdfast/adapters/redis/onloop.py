@@ -145,6 +145,8 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
                 self.owed -= 1
             raise
         except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError):
+                self.interrupted()
             if keeps and isinstance(exc, asyncio.CancelledError):
                 await self._cut_off()
             elif keeps:
@@ -159,7 +161,11 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
             return response
         if not response:
             # The scope is to end this, as it ends all: its own error then says so, also of a group.
-            await asyncio.sleep(max(0.0, self.waited[0].left) + _LATER)
+            try:
+                await asyncio.sleep(max(0.0, self.waited[0].left) + _LATER)
+            except asyncio.CancelledError:
+                self.waited[0].interrupted("the server had nothing")
+                raise
         return self.not_nothing(response)
 
     async def _cut_off(self) -> None:
