@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -13,15 +15,17 @@ from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.instant import NEVER
 from holdfast.domain.wire.richstatus import (
     DETAILS_KEY,
+    cut_message,
     encode_status,
     parse_status,
+    printable,
     status_names,
 )
 
 BANK = Cause(CauseKind.DEADLINE, "charge/sql", "bank", 0.0, 2.0, 2.001)
 ORDERS = Cause(CauseKind.DEADLINE, "Orders/Get", "orders", 17.5, 3.0, 3.002, "slow", (BANK,))
 
-TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF), max_size=40).map(
+TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF), max_size=24).map(
     lambda text: "".join(c for c in text if c.isprintable())
 )
 SECONDS = st.one_of(st.just(0.0), st.integers(0, 10**12).map(lambda micros: micros / 1e6))
@@ -81,18 +85,50 @@ def test_round_trip(code: int, message: str, cause: Cause, below: list[Cause]) -
 )
 def test_whatever_is_written_is_small_and_can_be_read(code: int, said: str, cause: Cause) -> None:
     data = encode_status(code, said, cause)
-    assert len(data) <= 4096
+    assert len(data) <= 2496
     found = parse_status(data)
     assert found is not None
     assert found.kind is cause.kind
     assert found.scope.isprintable()
 
 
+def sent(message: str) -> int:
+    """Bytes of the details of a call, as gRPC sends them."""
+    plain = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+    return len(quote(message, safe=plain, errors="replace"))
+
+
+@given(st.text(max_size=2000))
+def test_details_are_cut_as_they_are_sent(message: str) -> None:
+    short = cut_message(message)
+    assert message.startswith(short)
+    assert sent(short) <= 768
+    longer = message[: len(short) + 1]
+    assert longer == short or sent(longer) > 768
+    assert cut_message(short) == short
+
+
+@pytest.mark.parametrize("char", ["a", "%", "é", "計", "\U0001f600"])
+def test_what_is_written_leaves_room_in_8_kib(char: str) -> None:
+    chain = Cause(CauseKind.DEADLINE, char * 400, char * 100, 0.0, 1.0, 1.0, char * 300, (BANK,))
+    message = cut_message(char * 512)
+    data = encode_status(4, char * 512, chain)
+    assert sent(message) + len(base64.b64encode(data)) <= 4096
+    # Who reads it wants the two to be the same.
+    status_pb2: Any = pytest.importorskip("google.rpc.status_pb2")
+    assert status_pb2.Status.FromString(data).message == message
+
+
+def test_texts_of_others_are_cleaned() -> None:
+    assert printable("boom\nlevel=ERROR\x1b[31m\u2028é") == "boomlevel=ERROR[31mé"
+    assert printable("abc", 2) == "ab"
+
+
 def test_the_longest_texts_fit() -> None:
     wide = "\U0001f600" * 256
     cause = Cause(CauseKind.DEADLINE, wide, wide, 0.0, 1.0, 1.0, wide, (BANK, ORDERS))
     data = encode_status(4, wide * 4, cause)
-    assert len(data) <= 4096
+    assert len(data) <= 2496
     found = parse_status(data)
     assert found is not None
     assert found.scope
