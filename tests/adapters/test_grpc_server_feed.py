@@ -184,6 +184,95 @@ async def test_what_observers_and_services_do_wrong_does_not_end_it() -> None:
         await feed.stop(monotonic())
 
 
+class Stubborn:
+    """A service that does not take everything up at once."""
+
+    def __init__(self, *fails: int) -> None:
+        self.fails = set(fails)
+        self.tries = 0
+        self.says: dict[str, int] = {}
+
+    def set(self, service: str, status: int) -> None:
+        self.tries += 1
+        if self.tries in self.fails:
+            raise OSError("as asked")
+        self.says[service] = status
+
+
+async def test_what_a_service_did_not_take_up_is_said_again_until_it_has() -> None:
+    service, probe = Stubborn(3, 5), Probe()
+    feed = GrpcHealthFeed(service, probe, services=("a", "b"), every=0.02)
+    await feed.start()
+    assert service.says == {"a": SERVING, "b": SERVING}
+    probe.error = OSError("gone")
+    await until(lambda: service.says == {"a": NOT_SERVING, "b": NOT_SERVING})
+    await feed.stop(monotonic())
+    assert service.tries == 6
+
+
+async def test_a_service_that_fails_at_the_stop_is_told_once_more() -> None:
+    service = Stubborn(2)
+    feed = GrpcHealthFeed(service, Probe(), every=1000.0)
+    await feed.start()
+    await feed.prepare(STOP)
+    assert service.says == {"": SERVING}
+    await feed.stop(monotonic())
+    assert service.says == {"": NOT_SERVING}
+
+
+async def test_an_observer_that_hangs_holds_up_nothing() -> None:
+    asked: list[bool] = []
+
+    async def observer(report: lifecycle.HealthReport) -> None:
+        asked.append(report.ready)
+        if not report.ready:
+            await asyncio.sleep(1000.0)
+
+    service, probe = Stubborn(), Probe()
+    feed = GrpcHealthFeed(service, probe, every=0.02, timeout=1000.0, observer=observer)
+    await feed.start()
+    probe.error = OSError("gone")
+    await until(lambda: asked == [True, False])
+    assert service.says == {"": NOT_SERVING}
+    probe.error = None
+    await until(lambda: service.says == {"": SERVING})
+    await asyncio.wait_for(feed.prepare(STOP), ENDED)
+    assert service.says == {"": NOT_SERVING}
+    await asyncio.wait_for(feed.stop(monotonic() + 0.1), ENDED)
+
+
+async def test_a_registration_that_fails_is_tried_again_and_ends_where_the_probe_is() -> None:
+    class Registry:
+        """As a registration would do it: by calls to a registry that fails now and then."""
+
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+            self.registered = False
+
+        async def follow(self, report: lifecycle.HealthReport) -> None:
+            self.calls.append("register" if report.ready else "leave")
+            if len(self.calls) in (1, 3, 4):
+                raise ConnectionError("the registry is away")
+            if len(self.calls) == 6:
+                await asyncio.sleep(1000.0)
+            self.registered = report.ready
+
+    registry, probe = Registry(), Probe()
+    feed = GrpcHealthFeed(Stubborn(), probe, every=0.02, timeout=0.2, observer=registry.follow)
+    await feed.start()
+    await until(lambda: registry.registered)
+    assert registry.calls == ["register"] * 2
+    probe.error = OSError("gone")
+    await until(lambda: not registry.registered)
+    assert registry.calls[2:] == ["leave"] * 3
+    probe.error = None
+    await until(lambda: registry.registered)
+    assert registry.calls[5:] == ["register"] * 2  # the first was late
+    await feed.prepare(STOP)
+    await asyncio.wait_for(feed.stop(monotonic() + ENDED), ENDED)
+    assert not registry.registered
+
+
 @pytest.mark.parametrize("wrong", [{"every": 0.0}, {"timeout": -1.0}])
 async def test_it_needs_positive_times(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):

@@ -20,18 +20,21 @@ from __future__ import annotations
 
 from holdfast.adapters.grpc_server.calls import GrpcCalls
 from holdfast.adapters.grpc_server.carrier import GrpcCarrier
-from holdfast.adapters.grpc_server.feed import GrpcHealthFeed
+from holdfast.adapters.grpc_server.feed import GrpcHealthFeed, GrpcHealthStatus
 from holdfast.adapters.grpc_server.server import GrpcHealth, GrpcServer
 from holdfast.adapters.grpc_server.stops import stop_begun, stopping
 from holdfast.adapters.grpc_server.threads import GrpcThreadCarrier
+from holdfast.domain.discovery.keepalive import Keepalive
 
 __all__ = [
     "GrpcCalls",
     "GrpcCarrier",
     "GrpcHealth",
     "GrpcHealthFeed",
+    "GrpcHealthStatus",
     "GrpcServer",
     "GrpcThreadCarrier",
+    "Keepalive",
     "stop_begun",
     "stopping",
 ]

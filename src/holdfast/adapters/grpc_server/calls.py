@@ -86,7 +86,7 @@ class GrpcCalls(grpc.aio.ServerInterceptor):
         """The stop has begun: tell those who wait for it. New calls are still served."""
         self.ending.begin()
 
-    def close(self, idle: Callable[[], object]) -> None:
+    def close(self, idle: Callable[[], object] | None = None) -> None:
         """Turn new calls away with UNAVAILABLE; `idle` is called when none is in flight."""
         self.ending.begin()
         self.ending.closed = True

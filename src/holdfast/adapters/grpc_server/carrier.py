@@ -65,7 +65,7 @@ class GrpcCarrier(Rules, GrpcCalls):
         if self.ending.closed and loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.look)
 
-    def close(self, idle: Callable[[], object]) -> None:
+    def close(self, idle: Callable[[], object] | None = None) -> None:
         """See `GrpcCalls`."""
         self._loop = asyncio.get_running_loop()
         super().close(idle)
@@ -102,8 +102,6 @@ class GrpcCarrier(Rules, GrpcCalls):
         self._methods.clear()  # each is under the terms that it was made under
 
     def _wrapped(self, path: str, handler: Any) -> Any:
-        if self._policy.mode == "off":
-            return super()._wrapped(path, handler)
         inner = behavior_of(handler)
         streams = bool(handler.request_streaming), bool(handler.response_streaming)
         if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+import grpc.aio
+
 from holdfast.adapters.grpc_server.answers import answer_to, code_of, timing_of
 from holdfast.adapters.grpc_server.calls import GrpcCalls
 from holdfast.adapters.grpc_server.rpc import Rpc
@@ -158,7 +160,10 @@ class Method:
         if rpc.closed or context.done():
             raise asyncio.CancelledError  # there is nobody to answer
         answer = answer_to(cause, rpc, monotonic(), context.trailing_metadata())
-        await context.abort(answer.code, answer.message, answer.trailers)
+        try:
+            await context.abort(answer.code, answer.message, answer.trailers)
+        except grpc.aio.InternalError:  # the client has gone a moment ago; by itself grpc logs that
+            raise asyncio.CancelledError from None
 
 
 async def _pass_on(messages: Any, write: Callable[[Any], Awaitable[None]]) -> None:

@@ -45,7 +45,10 @@ class Stop:
         """The stop has begun."""
         self.begun = True
         for waiter, loop in tuple(self._waiting.items()):
-            loop.call_soon_threadsafe(_done, waiter)
+            try:
+                loop.call_soon_threadsafe(_done, waiter)
+            except RuntimeError:  # its loop is closed, so nobody waits there any more
+                self._waiting.pop(waiter, None)
 
     async def wait(self) -> None:
         """Wait until it has begun; from then on return at once."""
@@ -124,14 +127,15 @@ class MethodTerms:
         streams: whether one of its sides is a stream.
 
     Attributes:
+        bounds: whether the policy cuts; in the modes `observe` and `off` it does not.
         needed: seconds below which a call is refused.
         total: seconds that the policy gives a call; infinite for streams.
         idle: seconds that may pass without a message; infinite where a total limit holds instead.
     """
 
     __slots__ = (
-        "_names", "codec", "counts", "details", "ending", "grace", "hop", "idle", "name", "needed",
-        "observing", "reserve", "sample", "timing", "total",
+        "_names", "bounds", "codec", "counts", "details", "ending", "grace", "hop", "idle", "name",
+        "needed", "observing", "reserve", "sample", "timing", "total",
     )  # fmt: skip
 
     def __init__(self, rules: Rules, path: str, streams: bool) -> None:
@@ -145,6 +149,7 @@ class MethodTerms:
         self.timing = terms.timing
         self.hop = terms.hop
         self.observing = terms.observing
+        self.bounds = terms.policy.mode == "enforce"
         self.sample = terms.sample
         resolved = terms.policy.limits(path, "POST")  # what a call is, seen from HTTP
         limits = resolved.limits

@@ -7,7 +7,7 @@ messages of a stream it is ended; and when it ran over, the answer is `DEADLINE_
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -108,8 +108,8 @@ class ThreadMethod:
         cause = rpc.turned_away() if self._rules.ending.closed else rpc.too_late(now)
         if cause is not None:
             self._end(rpc, cause, context)
-        self._rules.threads.add(rpc)
         context.add_callback(partial(_gone, rpc))
+        self._rules.threads.add(rpc)  # last, as from here on somebody must say that it is done
         return rpc
 
     def _failed(self, rpc: Rpc, error: Exception, context: Any) -> None:
@@ -175,6 +175,7 @@ class GrpcThreadCarrier(Rules, grpc.ServerInterceptor):
         self, policy: Policy | None = None, *, service: str = "", timings: bool = True
     ) -> None:
         self.ending = Stop()
+        self._idle: Callable[[], object] | None = None
         self._methods: dict[str, tuple[Any, ThreadMethod]] = {}
         super().__init__(policy, service=service, timings=timings)
 
@@ -195,17 +196,33 @@ class GrpcThreadCarrier(Rules, grpc.ServerInterceptor):
         """The stop has begun: `stopping` is true from now on. New calls are still served."""
         self.ending.begin()
 
-    def close(self) -> None:
-        """Turn new calls away with UNAVAILABLE, and those that are in the queue."""
+    def close(self, idle: Callable[[], object] | None = None) -> None:
+        """Turn new calls away with UNAVAILABLE, and those that are in the queue.
+
+        `idle` is called when none is in flight: here, or in the thread of the last one, and perhaps
+        again for one that was turned away.
+        """
         self.ending.begin()
+        self._idle = idle
         self.ending.closed = True
+        self._look()
+
+    def thread_done(self, call: object) -> None:
+        """See `Rules`."""
+        super().thread_done(call)
+        if self.ending.closed:
+            self._look()
+
+    def _look(self) -> None:
+        if self._idle is not None and not self.threads:
+            self._idle()
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the handler of a call; for grpc."""
         arrival = monotonic()
         handler = continuation(handler_call_details)
-        if handler is None or self._policy.mode == "off":
-            return handler
+        if handler is None:
+            return None
         path = handler_call_details.method
         known = self._methods.get(path)
         if known is None or known[0] is not handler:
