@@ -306,6 +306,88 @@ def test_a_file_that_comes_too_late_is_closed() -> None:
     assert opened.closed
 
 
+class Closing(FileWrapper):
+    """A file of the server's that tells when it is closed, and may fail at that."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__(io.BytesIO(b"abc"))
+        self.closed: list[bool] = []
+        self.fails = fails
+        self.close = self._close  # that of the base is one of its instances
+
+    def _close(self) -> None:
+        self.closed.append(holdfast.remaining() < float("inf"))
+        if self.fails:
+            raise OSError("as asked")
+
+
+@pytest.mark.parametrize("how", ["starts nothing", "is refused by the server"])
+def test_a_file_whose_response_cannot_begin_is_closed(how: str) -> None:
+    file = Closing()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        if how != "starts nothing":
+            start_response("200 OK", [("Server-Refuses", "this")])
+        return file
+
+    def refusing(*_: Any) -> Any:
+        raise ValueError("no such header")
+
+    middleware = HoldfastMiddleware(app)
+    environ = environment(**{"wsgi.file_wrapper": Closing})
+    with pytest.raises((AssertionError, ValueError)):
+        middleware(environ, refusing)
+    assert file.closed == [True]
+    assert holdfast.remaining() == float("inf")
+
+
+def test_a_late_file_that_cannot_be_closed_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    file = Closing(fails=True)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        time.sleep(0.03)
+        return file
+
+    middleware = HoldfastMiddleware(app, policy(request="20ms"))
+    assert ask(middleware, **{"wsgi.file_wrapper": Closing}).code == 504
+    assert file.closed == [True]
+    assert "closing the body" in caplog.text
+
+
+def test_a_length_that_is_no_length_is_left_alone() -> None:
+    for length in ("9" * 5000, "-5"):
+        app = generating(b"abc", headers=[*TEXT, ("Content-Length", length)])
+        answer = ask(HoldfastMiddleware(app))
+        assert (answer.code, answer.body) == (200, b"abc")
+        assert answer.headers["content-length"] == length
+
+
+def test_a_length_that_is_too_small_does_not_lift_the_limit() -> None:
+    app = generating(*[b"xx"] * 50, headers=[*TEXT, ("Content-Length", "1")], pause=0.02)
+    answer = ask(HoldfastMiddleware(app, policy(request="100ms")))
+    assert isinstance(answer.error, holdfast.DeadlineExceeded)
+    assert len(answer.parts) < 50
+
+
+def test_an_event_stream_that_is_written_is_bounded_by_the_idle_limit_alone() -> None:
+    def busy(pause: float) -> Any:
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            write = start_response("200 OK", EVENTS)
+            for _ in range(4):
+                write(b"x")
+                time.sleep(pause)
+            write(b"x")
+            return []
+
+        return HoldfastMiddleware(app, policy(request="2s", idle="600ms"))
+
+    assert ask(busy(0.2)).body == b"xxxxx"
+    answer = ask(busy(0.8))
+    assert isinstance(answer.error, holdfast.DeadlineExceeded)
+    assert answer.body == b"x"
+
+
 def test_the_headers_of_the_application_are_not_changed_in_place() -> None:
     headers = [("Content-Type", "text/plain"), ("X-REQUEST-ID", "own")]
     answer = ask(HoldfastMiddleware(generating(b"x", headers=headers)))
@@ -726,6 +808,13 @@ async def test_what_is_around_may_have_ended() -> None:
     middleware = HoldfastMiddleware(listing)
     async with holdfast.scope("a request of the server around"):
         context = contextvars.copy_context()
+    answer = await asyncio.to_thread(context.run, ask, middleware)
+    assert answer.code == 200
+    with contextlib.suppress(holdfast.Cancelled):
+        async with holdfast.scope("one that was cancelled") as scope:
+            context = contextvars.copy_context()
+            scope.cancel("for this test")
+            await asyncio.sleep(1.0)
     answer = await asyncio.to_thread(context.run, ask, middleware)
     assert answer.code == 503
     assert middleware.counts["refused.cancelled"] == 1

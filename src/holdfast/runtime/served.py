@@ -31,10 +31,9 @@ class Served:
     Args:
         terms: under which it is served.
         headers: names in lower case, with their values.
-        method: of the request; `POST` of a gRPC call.
+        method: of the request.
         path: of the request, decoded.
         arrival: monotonic instant at which it came.
-        given: seconds that its protocol says are left; infinite where it says nothing.
         streams: whether it is a stream by its kind, so that only its caller limits the whole.
 
     Attributes:
@@ -56,15 +55,14 @@ class Served:
         path: str,
         arrival: Instant,
         *,
-        given: Duration = NEVER,
         streams: bool = False,
     ) -> None:
         self.terms = terms
         self.arrival = arrival
-        left, malformed, ours = terms.codec.glance(headers)
+        self.left: Duration
+        self.left, malformed, ours = terms.codec.glance(headers)
         if malformed:
             terms.counts["malformed_header"] += malformed
-        self.left = min(left, given)
         inbound = terms.codec.read(ours)
         identity = identify(
             inbound.trace,

@@ -42,6 +42,9 @@ __all__ = ["HERE", "Exchange"]
 _OVERDUE: Final[Duration] = 0.01
 """Seconds after its limit within which a handler whose clients are bounded ends."""
 
+_DIGITS: Final = 18
+"""Of a length at most; a longer number is none."""
+
 _PHRASES: Final = {504: "504 Gateway Timeout", 503: "503 Service Unavailable"}
 
 
@@ -77,7 +80,8 @@ class Exchange(Served):
         header: str,
     ) -> None:
         outer = ambient()
-        self.now = monotonic if outer is None else outer.driver.now
+        around = AMBIENT.get()  # it may be over, and still tells the clock
+        self.now = monotonic if around is None else around.driver.now
         arrival, malformed = arrival_of(environ, self.now(), header)
         if malformed:
             terms.counts["malformed_header"] += 1
@@ -174,6 +178,8 @@ class Exchange(Served):
             self.begin()
         self._server_write(data)
         self.count(data)
+        if self.streams:
+            self.touch()
 
     # -- what it sends ---------------------------------------------------------------------------
 
@@ -207,7 +213,8 @@ class Exchange(Served):
                 if value.startswith("text/event-stream") and self._may_stream():
                     self._become_stream()
             elif lower == "content-length":
-                self._due = int(value) if value.isdecimal() else NEVER
+                sane = value.isdecimal() and len(value) <= _DIGITS
+                self._due = int(value) if sane else NEVER
             elif lower == "x-request-id":
                 named = True
         if not self._inner:
@@ -236,7 +243,7 @@ class Exchange(Served):
     def count(self, part: bytes) -> None:
         """A part goes to the server."""
         self._due -= len(part)
-        if self._due <= 0:
+        if self._due == 0:  # below that the length was a wrong one, and says nothing
             self.complete = True
 
     # -- its end ---------------------------------------------------------------------------------

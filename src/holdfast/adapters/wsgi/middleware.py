@@ -123,23 +123,35 @@ class HoldfastMiddleware:
         """Everything is there, or is a file of the server's; nothing of the application follows."""
         cause = None if exchange.begun else exchange.instead()
         if cause is None and not exchange.late:
-            if not exchange.begun:
-                exchange.begin()
+            try:
+                if not exchange.begun:
+                    exchange.begin()
+            except BaseException:
+                self._close(exchange, body)
+                exchange.close(Outcome.FAILED)
+                raise
             exchange.close(Outcome.DONE)
             return body
         try:
-            close = getattr(body, "close", None)
-            if close is not None:
-                exchange.step_in()
-                try:
-                    close()
-                finally:
-                    exchange.step_out()
+            self._close(exchange, body)
             if cause is None:
                 raise self.cut(exchange)
             return self.answered(exchange, cause)
         finally:
             exchange.close(Outcome.EXPIRED)
+
+    def _close(self, exchange: Exchange, body: Iterable[bytes]) -> None:
+        """Close what the server does not get; an error of that is only logged."""
+        close = getattr(body, "close", None)
+        if close is None:
+            return
+        exchange.step_in()
+        try:
+            close()
+        except Exception:
+            _log.exception("closing the body of %s failed", exchange.scope.name)
+        finally:
+            exchange.step_out()
 
     # -- what an end means -----------------------------------------------------------------------
 
