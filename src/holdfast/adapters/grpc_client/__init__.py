@@ -11,7 +11,8 @@ told here, as phases: until the channel is ready (`tcp.connect`, with look-up an
 does by itself), until the server answers (`grpc.header`), and until it is done (`grpc.message`).
 
     errors     ours, which are grpc's as well
-    outward    what a call tells its server, and what it is told in the end
+    outward    what a call tells its server
+    ends       what it is told in the end, and what is raised for it
     channels   a channel, and its methods
     rpc        one call: its bounds, its record, its errors
     answers    what the caller gets
@@ -75,9 +76,10 @@ def open_channel(
         service: name of the service that is called; the host of the target when empty.
         wire: which metadata is sent. The time left has a header of grpc's own; another one goes
             along where `headers` are not the default ones.
-        refuse_below: seconds; a call with less left is refused before it is sent.
+        refuse_below: seconds; a call with less for it is refused before it is sent.
         reserve: seconds that are kept back from what the server is told. gRPC ends the call with
-            them left, as the server and the client have one deadline there.
+            them left, as the server and the client have one deadline there. A call that has no
+            more left than that is refused before it is sent.
         raise_for_deadline: whether `DEADLINE_EXCEEDED` of a server whose deadline was spent, and
             which says so as servers of Holdfast do, is raised as `DeadlineExceeded`, with what it
             said in `cause.below`, or as it came.
@@ -93,9 +95,11 @@ def open_channel(
 
     Raises, from its calls:
         DeadlineExceeded: the deadline is spent; also an `AioRpcError` where the call itself raises.
-        InsufficientBudget: less is left than the call needs; nothing was sent. An `AioRpcError`.
+        InsufficientBudget: less is left than the call needs, or its own `timeout=` is not above
+            zero; nothing was sent. An `AioRpcError`.
         PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
             status `UNAVAILABLE`.
+        ValueError: its own `timeout=` is not a number; an infinite one is none.
     """
     told = (service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer)
     outbound = Outbound(Options(*told), ERRORS)

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from grpc.aio import AioRpcError
 
+from holdfast.adapters.grpc_client.ends import came
 from holdfast.adapters.grpc_client.rpc import Rpc
 
 __all__ = ["Chat", "Messages", "OneAnswer", "OneAnswerToMany"]
@@ -24,6 +25,7 @@ class _Answer:
         self._inner = inner
 
     def cancel(self) -> bool:
+        self._rpc.asked = True
         return bool(self._inner.cancel())
 
     def cancelled(self) -> bool:
@@ -202,9 +204,7 @@ class _Told:
 
     @property
     def _detail(self) -> str:
-        if not self._count:
-            return ""
-        return "1 message came" if self._count == 1 else f"{self._count} messages came"
+        return came(self._count)
 
     async def explain(self, exc: AioRpcError) -> None:
         """Raise what an error of grpc is made into, if it is another one."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import grpc
 
+from holdfast.adapters.grpc_client.ends import came, judged, late, note_times
 from holdfast.adapters.grpc_client.outward import (
     DIAL,
     LATER,
@@ -21,10 +23,6 @@ from holdfast.adapters.grpc_client.outward import (
     SOON,
     Attempt,
     Line,
-    hop_error,
-    note_times,
-    said_below,
-    spoken,
 )
 from holdfast.domain.errors import PhaseTimeout
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -45,14 +43,17 @@ class BlockingRpc(Attempt):
         own: seconds that the caller allows; none without.
         waits: whether the call waits for the channel to be ready.
 
+    Attributes:
+        overdue: the error for a dial that has used up its share, for which it was cancelled.
     """
 
-    __slots__ = ("_context", "_state", "_until")
+    __slots__ = ("_context", "_state", "_until", "overdue")
 
     def __init__(self, line: Line, state: State, own: Duration | None, waits: bool | None) -> None:
         super().__init__(line, own, waits)
         self._state = state
         self._until: Instant = NEVER
+        self.overdue: PhaseTimeout | None = None
 
     def begin(self, metadata: Any) -> dict[str, Any]:
         """It begins; what grpc is told.
@@ -60,8 +61,8 @@ class BlockingRpc(Attempt):
         Raises:
             InsufficientBudget: too little is left, nothing is sent.
         """
-        if self.left != NEVER and self.hopeless():
-            self._refuse()
+        if self.hopeless():
+            raise self.refusal()
         state = self._state()
         if state is not READY and state is not None:
             self.ready = False
@@ -73,14 +74,6 @@ class BlockingRpc(Attempt):
             "metadata": self.line.metadata(self, metadata),
             "wait_for_ready": self.waits,
         }
-
-    def _refuse(self) -> None:
-        try:
-            self.ready = False  # so that nothing is said to have begun
-            self.call.admit()
-        except Exception as exc:
-            self.call.done(exc)
-            raise
 
     def dial(self, inner: Any, patience: Duration | None = None) -> None:
         """Wait until the channel is ready, or the call is over.
@@ -118,7 +111,8 @@ class BlockingRpc(Attempt):
     def _give_up(self, inner: Any, now: Instant) -> None:
         trail = self.call.trail
         trail.end(now, Ended.TIMEOUT, DIAL)
-        error = self.call.outbound.errors.phase(trail)
+        error = self.overdue or self.call.outbound.errors.phase(trail)
+        self.overdue = error
         self.done(error)
         inner.cancel()  # after it is told: whoever is called back by grpc would tell it otherwise
         raise error
@@ -156,35 +150,17 @@ class BlockingRpc(Attempt):
 
     def explained(self, exc: Any, detail: str = "") -> Exception:
         """What is raised for an error of grpc."""
-        if not self.ready and self._state() is READY:
-            self.ready = True
-            self.call.trail.begin(Phase.GRPC_HEADER, self.call.now())
-        error = self._explain(exc, detail)
+        error = self.explain(exc, detail)
         self.done(error)
         return error
 
-    def _explain(self, exc: Any, detail: str) -> Exception:
-        call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(self, exc.trailing_metadata())
-        code = exc.code()
-        late = code is grpc.StatusCode.DEADLINE_EXCEEDED
-        if late and self.late(now):
-            trail.end(now, Ended.TIMEOUT, detail)
-            return call.over()
-        late = late and self.late_for_caller(now)
-        ended = Ended.CANCELLED if code is grpc.StatusCode.CANCELLED else Ended.FAILED
-        trail.end(now, Ended.TIMEOUT if late else ended, detail or spoken(exc))
-        exc.add_note(trail.line())
-        if below is not None:
-            exc.add_note(f"the server said: {below.line()}")
-        if late:
-            exc.trail = trail
-        error = None if late else hop_error(call, exc, below)
-        if error is None:
-            found: Exception = exc
-            return found
-        error.__cause__ = exc
-        return error
+    def explain(self, exc: Any, detail: str = "") -> Exception:
+        """The same, while nobody is told yet."""
+        now = self.call.now()
+        if not self.ready and self._state() is READY:
+            self.ready = True
+            self.call.trail.begin(Phase.GRPC_HEADER, now)
+        return judged(self, exc, detail, over=late(self, exc, now))
 
 
 class _Delegating(grpc.Call):
@@ -201,6 +177,7 @@ class _Delegating(grpc.Call):
         return self._inner.time_remaining()
 
     def cancel(self) -> Any:
+        self._rpc.asked = True
         return self._inner.cancel()
 
     def add_callback(self, callback: Any) -> Any:
@@ -236,7 +213,12 @@ class _Delegating(grpc.Call):
 
 
 class FutureAnswer(_Delegating, grpc.Future):  # type: ignore[type-arg]
-    """One answer, later."""
+    """One answer, later.
+
+    Both the thread of grpc that ends the call and those that ask may be the first to see its end.
+    What became of it is settled under a lock, by whoever is first; whoever watches calls is told
+    after that and outside of it, as that may take its time, and may ask here.
+    """
 
     def __init__(self, rpc: BlockingRpc, inner: Any) -> None:
         super().__init__(rpc, inner)
@@ -262,19 +244,12 @@ class FutureAnswer(_Delegating, grpc.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: float | None = None) -> Exception | None:
         """What `result` raises, or none; see there."""
-        rpc, before = self._rpc, self._rpc.call.now()
-        if not self._settled and not rpc.ready:
-            try:
-                rpc.dial(self._inner, timeout)
-            except PhaseTimeout as exc:
-                with self._lock:
-                    self._settled, self._error = True, self._error or exc
-            if timeout is not None:
-                timeout = max(0.0, timeout - (rpc.call.now() - before))
-        if not self._settled:
-            self._inner.exception(timeout)
-            self._settle(self._inner)
-        return self._error
+        if not self._over():
+            self._wait(timeout)
+        error = self._error
+        if isinstance(error, grpc.FutureCancelledError):
+            raise grpc.FutureCancelledError
+        return error
 
     def add_done_callback(self, fn: Any) -> None:
         """`fn` is called with this future when it is over."""
@@ -284,20 +259,46 @@ class FutureAnswer(_Delegating, grpc.Future):  # type: ignore[type-arg]
 
         self._inner.add_done_callback(done)
 
+    def _over(self) -> bool:
+        with self._lock:
+            return self._settled
+
+    def _wait(self, timeout: float | None) -> None:
+        rpc, inner = self._rpc, self._inner
+        if not rpc.ready:
+            before = rpc.call.now()
+            try:
+                rpc.dial(inner, timeout)
+            except PhaseTimeout:  # it is kept, and cancels the call
+                self._settle(inner)
+                return
+            if timeout is not None:
+                timeout = max(0.0, timeout - (rpc.call.now() - before))
+        with suppress(grpc.FutureCancelledError):  # which `_settle` sees as well
+            inner.exception(timeout)
+        self._settle(inner)
+
     def _settle(self, inner: Any) -> None:
-        """It is over: say so, once; in whichever thread sees it first."""
+        """It is over: settle what became of it, once, and say so."""
+        rpc = self._rpc
         with self._lock:
             if self._settled:
                 return
+            error: Any = None
+            if rpc.overdue is not None:
+                error = rpc.overdue
+            elif inner.cancelled():
+                error = grpc.FutureCancelledError()
+            elif (exc := inner.exception()) is not None:
+                error = rpc.explain(exc)
+            self._error = error
             self._settled = True
-            if inner.cancelled():
-                self._rpc.cut(grpc.FutureCancelledError())
-                return
-            exc: Any = inner.exception()
-            if exc is None:
-                self._rpc.well(inner)
-            else:
-                self._error = self._rpc.explained(exc)
+        if error is None:
+            rpc.well(inner)
+        elif isinstance(error, grpc.FutureCancelledError):
+            rpc.cut(error)
+        else:
+            rpc.done(error)
 
 
 class StreamedAnswers(_Delegating):
@@ -340,6 +341,4 @@ class StreamedAnswers(_Delegating):
 
     @property
     def _detail(self) -> str:
-        if not self._count:
-            return ""
-        return "1 message came" if self._count == 1 else f"{self._count} messages came"
+        return came(self._count)

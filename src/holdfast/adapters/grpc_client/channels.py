@@ -6,7 +6,7 @@ Not an interceptor, which would do as well: for those grpc makes a task for each
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,12 +21,10 @@ __all__ = ["BoundChannel", "host_of"]
 
 A = TypeVar("A")
 
-_SLASHES: Final = "/"
-
 
 def host_of(target: str) -> str:
     """What a target leads to, without its scheme."""
-    return target.rpartition(_SLASHES)[2] if "://" in target else target
+    return target.rpartition("/")[2] if "://" in target else target
 
 
 class BoundChannel(grpc.aio.Channel):

@@ -1,4 +1,4 @@
-"""What a call tells its server, and what that says of its end, with and without asyncio.
+"""What a call tells its server, with and without asyncio.
 
 gRPC takes one time-out for both sides and rounds it up when it writes it down, so what it is given
 is rounded down first. The rest goes and comes as metadata.
@@ -13,16 +13,12 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from holdfast.domain.cause import Cause
 from holdfast.domain.context import ANONYMOUS, Carried
-from holdfast.domain.errors import DeadlineExceeded
-from holdfast.domain.instant import NEVER, Duration, Instant
+from holdfast.domain.errors import InsufficientBudget
+from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.phases import Phase
 from holdfast.domain.wire.budget import DEFAULT_HEADERS
-from holdfast.domain.wire.problem import CAUSE_HEADER, parse_cause_header
-from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status, status_names
 from holdfast.domain.wire.settings import WireSettings
-from holdfast.domain.wire.timing import TIMING_HEADER, parse_timing
 from holdfast.runtime.ambient import hop_reserve
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.ledger import Ledger
@@ -31,18 +27,12 @@ from holdfast.runtime.scope import ambient
 
 __all__ = [
     "DIAL",
-    "EARLY",
     "LATER",
-    "LONGEST_TEXT",
     "READY",
     "SOON",
     "Attempt",
     "Line",
-    "hop_error",
-    "note_times",
     "rounded",
-    "said_below",
-    "spoken",
     "wire_of",
 ]
 
@@ -53,20 +43,21 @@ SOON: Final[Duration] = 0.001
 LATER: Final[Duration] = 0.02
 """Seconds between two looks at a channel that is not ready, at first and later on."""
 
-EARLY: Final[Duration] = 0.005
-"""Seconds that grpc may be ahead of the deadline that it was given: it goes by the wall clock."""
-
-LONGEST_TEXT: Final = 200
-
 Pairs: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _ROUTE: Final = (Phase.CONNECT, Phase.GRPC_HEADER, Phase.GRPC_MESSAGE)
 _OWN: Final = "grpc-"
+
+_LONGEST: Final[Duration] = 365 * 86_400.0
+"""Seconds. grpc counts nanoseconds in 64 bits: what is centuries away is over at once there."""
+
 _SLACK: Final[Duration] = 0.002
 """Seconds that grpc may add on top, as it goes by whole milliseconds of the wall clock."""
 
-# Below so many seconds grpc writes a time-out down in units of so many, rounded up
-# (src/core/lib/transport/timeout_encoding.cc).
+# Below 1 s, 10 s, 100 s and so on grpc writes a time-out down in units of so many seconds, rounded
+# up (src/core/lib/transport/timeout_encoding.cc). A server that reads one goes by other limits, see
+# grpc_server. Here each is left some time before it: the coarser unit is the safe side there, as
+# what grpc adds of its own clock may take a time-out over the limit.
 _UNITS: Final = ((0.9, 0.001), (9.9, 0.01), (99.0, 0.1), (990.0, 1.0), (9_900.0, 10.0))
 
 
@@ -154,10 +145,14 @@ class Attempt:
 
     Args:
         line: the method.
-        own: seconds that the caller allows, of grpc's own; none without.
+        own: seconds that the caller allows, of grpc's own; none without, or infinite.
         waits: whether it waits until the channel is ready, however long that takes.
 
+    Raises:
+        ValueError: `own` is not a number.
+
     Attributes:
+        asked: whether the caller has cancelled it.
         begun: monotonic instant at which it began.
         here: the scope that it is made in; none outside of all.
         kept: seconds that are kept back from what is left.
@@ -165,13 +160,14 @@ class Attempt:
         limit: instant at which that is spent; infinite without a deadline.
         line: the method.
         now: the clock.
+        own: seconds that the caller allows; none without.
         ready: whether the channel was ready when it was last looked at.
         waits: whether it waits for that.
     """
 
     __slots__ = (
         "_call",
-        "_own",
+        "asked",
         "begun",
         "here",
         "kept",
@@ -179,17 +175,21 @@ class Attempt:
         "limit",
         "line",
         "now",
+        "own",
         "ready",
         "waits",
     )
 
     def __init__(self, line: Line, own: Duration | None, waits: bool | None) -> None:
         here = ambient()
+        if own is not None:
+            own = _own(own)
         self.line = line
         self.here = here
         self.waits = waits
         self.ready = True
-        self._own = own
+        self.asked = False
+        self.own = own
         self._call: Call | None = None
         if here is None:
             self.now: Callable[[], Instant] = monotonic
@@ -229,7 +229,7 @@ class Attempt:
         call.ledger = self.ledger
         trail = call.trail
         trail.begun, trail.route = begun, _ROUTE
-        trail.limit = self.limit if self._own is None else min(self.limit, begun + self._own)
+        trail.limit = self.limit if self.own is None else min(self.limit, begun + self.own)
         if self.waits:  # to wait is what was asked for
             trail.shares = line.patient
         if self.ready:
@@ -240,83 +240,45 @@ class Attempt:
 
     def hopeless(self) -> bool:
         """Whether too little is left to begin."""
-        left = self.left
+        own, left = self.own, self.left - self.kept
+        if own is not None and own <= 0:
+            return True
         return left <= 0 or left < self.line.outbound.options.refuse_below
+
+    def refusal(self) -> InsufficientBudget:
+        """The error of a call that is hopeless, which whoever watches calls is told."""
+        self.ready = False  # so that nothing is said to have begun
+        call, own, left = self.call, self.own, max(0.0, self.left)
+        needed = self.line.outbound.options.refuse_below
+        if own is not None and own <= 0:
+            detail = f"not begun, its own time-out is {format_duration(own)}"
+        else:
+            detail = f"not begun, {format_duration(left)} left"
+            if self.kept > 0:
+                detail += f", {format_duration(self.kept)} kept back"
+            if needed > 0:
+                detail += f", {format_duration(needed)} needed"
+        # It was given nothing; the budget that is told is that of the scope around it.
+        whole = NEVER if self.here is None else self.here.budget
+        elapsed = 0.0 if whole == NEVER else max(0.0, whole - left)
+        cause = replace(call.cause(detail), budget=whole, elapsed=elapsed)
+        error = call.outbound.errors.insufficient(cause)
+        call.done(error)
+        return error
 
     def seconds(self) -> Duration | None:
         """The time-out that grpc is given: what is left, or the caller's own if less."""
-        own, left = self._own, self.left
+        own, left = self.own, self.left
         if left == NEVER:
-            return None if own is None else max(0.0, own)
+            return own
         left = rounded(left - self.kept)
-        return left if own is None else max(0.0, min(left, own))
-
-    def late(self, now: Instant) -> bool:
-        """Whether an end at `now` is that of the ambient limit, and not of the caller's own."""
-        left = rounded(self.left - self.kept)
-        own = NEVER if self._own is None else self._own
-        return left <= own and self.begun + left - EARLY <= now
-
-    def late_for_caller(self, now: Instant) -> bool:
-        """Whether it is that of the caller's own time-out."""
-        return self._own is not None and self.begun + self._own - EARLY <= now
+        if left > _LONGEST:
+            left = _LONGEST
+        return left if own is None else min(left, own)
 
 
-# -- what the server says of its end -----------------------------------------------------------
-
-
-def said_below(rpc: Attempt, metadata: Iterable[Any] | None) -> Cause | None:
-    """The cause that a server tells in its trailing metadata, in full before in one line.
-
-    It is noted for whoever answers the request that the call was made for.
-    """
-    cause: Cause | None = None
-    for key, value in metadata or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            cause = parse_status(value) or cause
-        elif key == CAUSE_HEADER and isinstance(value, str) and cause is None:
-            cause = parse_cause_header(value)
-    if cause is not None and not cause.hop:
-        cause = replace(cause, hop=rpc.line.hop)
-    ledger = rpc.ledger
-    if ledger is not None:
-        note_times(ledger, metadata)
-        if cause is not None:
-            ledger.blame(cause)
-    return cause
-
-
-def note_times(ledger: Ledger, metadata: Iterable[Any] | None) -> None:
-    """Note what a server says that it has spent."""
-    for key, value in metadata or ():
-        if key == TIMING_HEADER and isinstance(value, str):
-            for entry in parse_timing(value):
-                if entry.seconds is not None:
-                    ledger.note(entry.name, entry.seconds)
-
-
-def spoken(error: Any) -> str:
-    """The status of an error, its text, and what the server calls it, in one short line."""
-    text = f"{error.code().name}: {error.details() or ''}"[:LONGEST_TEXT]
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            names = ", ".join(status_names(value))[:LONGEST_TEXT]
-            return f"{text} ({names})" if names else text
-    return text
-
-
-def hop_error(call: Call, error: Any, cause: Cause | None) -> DeadlineExceeded | None:
-    """What is raised where a server says that what it was given is spent; none elsewhere.
-
-    The header says so. A server that has ended a call by a limit of its own tells its cause alone:
-    there is time left, and another try may be worth it.
-    """
-    options = call.outbound.options
-    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not options.raise_for_deadline:
-        return None
-    if not any(key == CAUSE_HEADER for key, _ in error.trailing_metadata() or ()):
-        return None
-    below = () if cause is None else (cause,)
-    found = call.exceeded(call.cause("the server answered that its deadline is spent", *below))
-    found.trail = call.trail
-    return found
+def _own(seconds: Duration) -> Duration | None:
+    """What grpc takes of a time-out of the caller's."""
+    if math.isnan(seconds):
+        raise ValueError("timeout must be a number of seconds, not nan")
+    return None if seconds == NEVER else min(seconds, _LONGEST)

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from grpc.aio import AioRpcError
 
+from holdfast.adapters.grpc_client.ends import judged, late, note_times
 from holdfast.adapters.grpc_client.outward import (
     DIAL,
     LATER,
@@ -18,10 +19,6 @@ from holdfast.adapters.grpc_client.outward import (
     SOON,
     Attempt,
     Line,
-    hop_error,
-    note_times,
-    said_below,
-    spoken,
 )
 from holdfast.domain.errors import InsufficientBudget, PhaseTimeout
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -79,8 +76,9 @@ class Rpc(Attempt):
         compression: grpc.Compression | None,
     ) -> Any:
         """Start; the call of grpc, or what stands for it where too little is left."""
-        if self.left != NEVER and self.hopeless():
-            return self._refused()
+        if self.hopeless():
+            self.inner = refusal = Refusal(self.refusal())
+            return refusal
         self.ready = ready = self._channel.get_state() is READY
         until = NEVER if ready else self.call.trail.begin(Phase.CONNECT, self.begun)
         try:
@@ -105,16 +103,6 @@ class Rpc(Attempt):
         if not ready:
             self.dial = _Dial(self, self._channel, until)
         return inner
-
-    def _refused(self) -> Refusal:
-        try:
-            self.ready = False  # so that nothing is said to have begun
-            self.call.admit()
-        except InsufficientBudget as exc:
-            self.call.done(exc)
-            self.inner = refusal = Refusal(exc)
-            return refusal
-        raise AssertionError  # time does not go backwards
 
     def _watch(self, inner: Any) -> None:
         """Somebody is told of it, whatever becomes of it."""
@@ -198,31 +186,12 @@ class Rpc(Attempt):
         if isinstance(exc, InsufficientBudget):
             return exc
         self._settle()
-        error = await self._explain(exc, detail)
-        self.call.done(error)
-        return error
-
-    async def _explain(self, exc: AioRpcError, detail: str) -> Exception:
-        call, trail, now = self.call, self.call.trail, self.call.now()
-        below = said_below(self, exc.trailing_metadata())
-        late = exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        if late and self.late(now):
-            if not self.kept:
-                await self._wait_for_the_end()
-            trail.end(call.now(), Ended.TIMEOUT, detail)
-            return call.over()
-        late = late and self.late_for_caller(now)
-        trail.end(now, Ended.TIMEOUT if late else Ended.FAILED, detail or spoken(exc))
-        exc.add_note(trail.line())
-        if below is not None:
-            exc.add_note(f"the server said: {below.line()}")
-        if late:
-            exc.trail = trail  # type: ignore[attr-defined]
-            return exc
-        error = hop_error(call, exc, below)
-        if error is None:
-            return exc
-        error.__cause__ = exc
+        call = self.call
+        over = late(self, exc, call.now())
+        if over and not self.kept:
+            await self._wait_for_the_end()
+        error = judged(self, exc, detail, over=over)
+        call.done(error)
         return error
 
     async def _wait_for_the_end(self) -> None:
