@@ -7,6 +7,7 @@ import contextvars
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -725,6 +726,33 @@ async def test_a_websocket_that_idles_is_closed_with_1001() -> None:
     assert call.sent[-1]["code"] == 1001
     assert len(call.sent[-1]["reason"].encode()) <= 123
     assert now() - call.begun == pytest.approx(10, abs=0.1)
+
+
+async def test_a_client_that_leaves_is_seen_while_another_cancellation_is_under_way() -> None:
+    scopes: list[holdfast.Scope] = []
+
+    async def lingers() -> None:
+        with suppress(holdfast.Cancelled):
+            async with holdfast.scope("lingers") as scope:
+                scopes.append(scope)
+                try:
+                    await asyncio.sleep(100)
+                finally:
+                    async with holdfast.shield(30):
+                        await asyncio.sleep(20)
+
+    other = asyncio.ensure_future(lingers())
+    await asyncio.sleep(0)
+    scopes[0].cancel("and it takes its time")
+    handler = Sleeper()
+    call = Call(HoldfastMiddleware(handler, within(10)))
+    task = call.start()
+    await asyncio.sleep(1)
+    call.leave()
+    await task
+    assert handler.cancelled
+    assert now() - call.begun == pytest.approx(1, abs=0.1)
+    await other
 
 
 async def test_a_websocket_handler_at_work_is_cancelled_when_its_client_leaves() -> None:

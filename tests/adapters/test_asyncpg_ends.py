@@ -247,18 +247,24 @@ async def test_a_commit_without_an_answer_has_an_unknown_outcome(
 
         async def work() -> None:
             async with holdfast.timeout(0.4 if how in ("deadline", "by hand") else 60.0):
-                if how == "by hand":
-                    await connection.execute("BEGIN")
-                    await connection.execute("INSERT INTO kept VALUES (1)")
-                    proxy.to_client.stall()
-                    await connection.execute("COMMIT")
-                async with connection.transaction():
-                    await connection.execute("INSERT INTO kept VALUES (1)")
-                    proxy.to_client.stall()
-                    if how == "native":
-                        asyncio.get_running_loop().call_later(0.2, task.cancel)
-                    elif how == "killed":
-                        asyncio.get_running_loop().call_later(0.2, proxy.reset)
+                try:
+                    await commits()
+                finally:
+                    await asyncio.sleep(0.01)  # clean-up, where a cancellation could come late
+
+        async def commits() -> None:
+            if how == "by hand":
+                await connection.execute("BEGIN")
+                await connection.execute("INSERT INTO kept VALUES (1)")
+                proxy.to_client.stall()
+                await connection.execute("COMMIT")
+            async with connection.transaction():
+                await connection.execute("INSERT INTO kept VALUES (1)")
+                proxy.to_client.stall()
+                if how == "native":
+                    asyncio.get_running_loop().call_later(0.2, task.cancel)
+                elif how == "killed":
+                    asyncio.get_running_loop().call_later(0.2, proxy.reset)
 
         task = asyncio.create_task(work())
         at = now()

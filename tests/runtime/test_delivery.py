@@ -196,6 +196,51 @@ async def test_a_handed_over_result_is_not_lost() -> None:
     assert counting() == 0
 
 
+async def test_what_was_to_happen_before_a_task_wakes_happens_before() -> None:
+    # A loop that waits for a socket takes it out of its selector that way, and the task that is
+    # woken closes it: the other way round the next socket with its number would get no event.
+    loop = asyncio.get_running_loop()
+    happened: list[str] = []
+    future: asyncio.Future[None] = loop.create_future()
+    future.add_done_callback(lambda _: happened.append("taken out"))
+
+    async def also_waits() -> None:
+        try:
+            await future
+        finally:
+            happened.append("another")
+
+    other = asyncio.ensure_future(also_waits())
+    await asyncio.sleep(0)
+    with pytest.raises(holdfast.Cancelled):
+        async with holdfast.scope("waits") as scope:
+            loop.call_later(1, scope.cancel, "no longer needed")
+            try:
+                await future
+            finally:
+                happened.append("woken")
+    await asyncio.wait([other])
+    assert happened == ["taken out", "woken", "another"]
+    assert counting() == 0
+
+
+async def test_a_callback_that_fails_then_is_told_to_the_loop_and_hinders_nobody() -> None:
+    loop = asyncio.get_running_loop()
+    told: list[str] = []
+    loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    future: asyncio.Future[None] = loop.create_future()
+
+    def fails(_: object) -> None:
+        raise ValueError("of a callback")
+
+    future.add_done_callback(fails)
+    with pytest.raises(holdfast.Cancelled):
+        async with holdfast.scope("waits") as scope:
+            loop.call_later(1, scope.cancel, "no longer needed")
+            await future
+    assert told == ["of a callback"]
+
+
 async def test_a_slot_of_a_semaphore_is_not_lost() -> None:
     semaphore = asyncio.Semaphore(1)
     held: list[str] = []

@@ -277,18 +277,39 @@ def _cancel_at_once(
     """Cancel `task` and let it run until it waits again, where that can be done.
 
     It can when what is waited for in the end is a future of asyncio, among whose callbacks is the
-    one that wakes the task; that is called here and now.
+    one that wakes the task; that is called here and now. What was to happen before it wakes happens
+    before: a loop takes a descriptor out of its selector that way, and the task would close it.
     """
-    for wakeup, context in getattr(waiter, "_callbacks", None) or ():
+    callbacks: list[tuple[Any, Any]] = [*(getattr(waiter, "_callbacks", None) or ())]
+    for place, (wakeup, _) in enumerate(callbacks):
         if getattr(wakeup, "__self__", None) is leaf:
-            waiter.remove_done_callback(wakeup)
+            ours = callbacks[: place + 1]
+            for call, _ in ours:
+                waiter.remove_done_callback(call)
             task.cancel(cause)
             if waiter.done():
-                context.run(wakeup, waiter)
+                _call(ours, leaf, waiter)
             else:  # it would not be cancelled: it wakes the task when it is done, as before
-                waiter.add_done_callback(wakeup, context=context)
+                for call, context in ours:
+                    waiter.add_done_callback(call, context=context)
             return
     task.cancel(cause)
+
+
+def _call(callbacks: list[tuple[Any, Any]], leaf: asyncio.Task[Any], waiter: Any) -> None:
+    loop = leaf.get_loop()
+    for call, context in callbacks:
+        owner = getattr(call, "__self__", None)
+        if owner is not leaf and isinstance(owner, asyncio.Task):
+            loop.call_soon(call, waiter, context=context)  # another one that waits for the same
+            continue
+        try:
+            context.run(call, waiter)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # as the loop itself does with callbacks
+            message = f"Exception in callback {call!r}"
+            loop.call_exception_handler({"message": message, "exception": error})
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:

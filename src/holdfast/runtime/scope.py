@@ -165,7 +165,9 @@ class Scope(HostedNode):
         if limit <= now or driver.troubles:
             self.driver = NOT_ENTERED
             self.tightens = False
-            return self.enter(task)
+            self.enter(task)
+            driver.young.append(self)  # it grows up as all do
+            return driver.await_settling(self, now)
         driver.young.append(self)
         if limit <= driver.horizon:
             driver.await_settling(self, now)
@@ -337,8 +339,7 @@ class Scope(HostedNode):
         stub = Stub("thread")
         stub.open_root(now)
         if outer is not None:
-            self.outer, self.origin = outer, outer.path
-            seen = ambient()
+            self.outer, self.origin, seen = outer, outer.path, ambient()
             stub.limit = outer.limit
             stub.cause = seen.cause if isinstance(seen, Gone) else outer.reached()
         wish = min(now + self.wish, self.at, stub.limit - self.keep)
@@ -367,9 +368,8 @@ class Scope(HostedNode):
         now = self.driver.now()
         if exc is None and self.limit <= now:
             self.close(Outcome.EXPIRED)
-            raise DeadlineExceeded(
-                self.cause_of(CauseKind.DEADLINE, now, "a plain function ran on")
-            )
+            cause = self.cause_of(CauseKind.DEADLINE, now, "a plain function ran on")
+            raise DeadlineExceeded(cause)
         self.close(_DONE if exc is None else outcome_of(exc))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from holdfast.domain.instant import Duration, Instant
 from holdfast.domain.tree import Node
 from holdfast.runtime.driver import driver_of
-from holdfast.runtime.scope import AMBIENT, Scope
+from holdfast.runtime.scope import AMBIENT, Scope, ambient
 from holdfast.runtime.shields import anyio_shield, shield_mark
 
-__all__ = ["Shield"]
+__all__ = ["Shield", "let_come"]
+
+_DELIVERY: Final[Duration] = 0.05
+"""Seconds in which a cancellation that waited outside of a shield is delivered; it takes a turn."""
 
 
 class Shield(Scope):
@@ -73,3 +77,16 @@ class Shield(Scope):
         while isinstance(node, Scope) and node.task is self.task:
             node.shields += by
             node = node.parent
+
+
+async def let_come() -> None:
+    """Let a cancellation that waited outside of a shield come here, where one waits.
+
+    For whoever is about to raise something that matters more than the cancellation, as that the
+    outcome of a commit is unknown. Else it would come in the clean-up of its caller, and the error
+    of the scope take the place of that.
+    """
+    here = ambient()
+    if here is not None and here.reached() is not None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(_DELIVERY)

@@ -26,6 +26,7 @@ from holdfast.domain.errors import (
 )
 from holdfast.domain.instant import NEVER, Instant
 from holdfast.runtime.ambient import shield
+from holdfast.runtime.shield import let_come
 
 __all__ = ["CLOSE", "COPY", "Bounding"]
 
@@ -172,6 +173,7 @@ class Bounding(Telling):
             self._abandon()
             why = CauseKind.DEADLINE if statement.left <= 0 else CauseKind.CALLER
             what = "the commit was sent, and its answer did not come"
+            await let_come()
             raise outcome_unknown(statement.cause(what, kind=why)) from exc
         return result
 

@@ -26,9 +26,10 @@ from psycopg.waiting import wait_async
 from holdfast.adapters.psycopg.bounds import Bounds, WaitTimeout, with_patience
 from holdfast.adapters.psycopg.errors import Dial, Statement, unknown
 from holdfast.adapters.psycopg.flight import bringing
-from holdfast.domain.errors import InsufficientBudget, ScopeEnded
+from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.ambient import shield
+from holdfast.runtime.shield import let_come
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -213,7 +214,11 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         if self._pipeline is not None:
             self._unsure = True
             return await self.wait(gen)
-        return await self._shielded(self._answered(gen, bound), self.commit_grace, "commit")
+        try:
+            return await self._shielded(self._answered(gen, bound), self.commit_grace, "commit")
+        except OutcomeUnknown:
+            await let_come()
+            raise
 
     async def _answered(self, gen: PQGen[T], bound: Statement) -> T:
         usable = self.usable()

@@ -27,14 +27,12 @@ from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import Duration
 from holdfast.runtime.scope import ambient, running_task
-from holdfast.runtime.shield import Shield
+from holdfast.runtime.shield import Shield, let_come
 from holdfast.runtime.tasks import aside
 
 __all__ = ["close_within", "commit_by_driver", "commit_within", "rollback_within"]
 
 _log: Final = logging.getLogger("holdfast.adapters.sqlalchemy")
-_DELIVERY: Final[Duration] = 0.05
-"""Seconds within which a cancellation that is due is there."""
 _LEAST: Final[Duration] = 0.02
 """Seconds for the graceful end of a connection, however late it is."""
 _ACTIVE: Final = 1
@@ -108,14 +106,8 @@ def _cut(name: str, held: Any) -> None:
 
 
 def _let_come() -> None:
-    """A cancellation that waited outside of a shield comes here.
-
-    Else it would come in the clean-up of a session, and its error take the place of ours.
-    """
-    here = ambient()
-    if here is not None and in_greenlet() and here.reached() is not None:
-        with suppress(asyncio.CancelledError):
-            await_only(asyncio.sleep(_DELIVERY))
+    if in_greenlet():
+        await_only(let_come())
 
 
 def _unknown(bounds: Statement) -> ScopeEnded:
