@@ -6,6 +6,7 @@ is made, and hold wherever it is read.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -16,9 +17,10 @@ from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.domain.phases import Ended, Trail
 from holdfast.domain.shares import Phase
 from holdfast.runtime.clock import monotonic
+from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.scope import ambient
 
-__all__ = ["Bounded"]
+__all__ = ["Bounded", "cut_by_scope"]
 
 
 class Bounded:
@@ -133,3 +135,28 @@ class Bounded:
         """It is cancelled where it waits: the error of the scope that has ended will name it."""
         if self.here is not None:
             self.here.blame(self.lapse(detail))
+
+
+def cut_by_scope(cut: asyncio.CancelledError) -> Cause | None:
+    """Why a scope of ours cancelled the current task; none where somebody else cancels it as well.
+
+    For whoever would put an error of ours in the place of a cancellation. One of `task.cancel()`,
+    of `asyncio.timeout` or of a `TaskGroup` has to arrive as it is: whoever sent it counts on that.
+
+    Args:
+        cut: what came; in a task that a scope only reaches by way of `gather`, it tells.
+    """
+    here, task = ambient(), asyncio.current_task()
+    cause = None if here is None else here.reached()
+    if here is None or task is None or cause is None:
+        return None
+    outermost: HostedNode | None = None
+    ours = 0
+    node: object = here
+    while isinstance(node, HostedNode) and node.task is task:
+        outermost, ours = node, ours + node.delivered
+        node = node.parent
+    if outermost is None:
+        ours = 1 if cut.args and isinstance(cut.args[0], Cause) else 0
+    baseline = 0 if outermost is None else outermost.baseline
+    return cause if ours > 0 and task.cancelling() <= baseline + ours else None
