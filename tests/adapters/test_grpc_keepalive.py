@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,12 +20,14 @@ import grpc.aio
 import pytest
 
 import holdfast
+from bench.net import ground
 from holdfast.adapters.grpc_client import Keepalive, open_channel, open_sync_channel
 from holdfast.runtime.clock import monotonic
 from holdfast.testing.proxy import FaultProxy
 
 pytestmark = [pytest.mark.system, pytest.mark.real_time("asyncio")]
 
+ROOT = Path(__file__).parents[2]
 READY = grpc.ChannelConnectivity.READY
 DEFAULT = Keepalive()
 QUICK = Keepalive(1.0, 0.5)
@@ -120,6 +125,107 @@ async def in_a_thread(port: int, keepalive: Keepalive) -> str:
     return await asyncio.to_thread(call)
 
 
+Waits = dict[str, tuple[Keepalive, asyncio.Task[str]]]
+
+
+async def channel_to(stack: AsyncExitStack, port: int, **how: Any) -> grpc.aio.Channel:
+    made = open_channel(f"127.0.0.1:{port}", **how)
+    await stack.enter_async_context(made)
+    await made.unary_unary(METHOD)(b"0")
+    return made
+
+
+async def waiting(stack: AsyncExitStack, *ports: int) -> Waits:
+    """Channels of both kinds of keepalive to each port, with a call in flight and without."""
+    waits: Waits = {}
+    for port in ports:
+        for keepalive in (DEFAULT, QUICK):
+            for case in (in_a_call, in_none):
+                made = await channel_to(stack, port, keepalive=keepalive, options=[ALONE])
+                task = asyncio.create_task(case(made))
+                waits[f"{port} {keepalive} {case.__name__}"] = keepalive, task
+    return waits
+
+
+async def beyond(waits: Waits, lag: Lag) -> dict[str, float]:
+    """Seconds by which each was later than it says, from now on; infinite if it saw nothing."""
+    began = monotonic()
+    took: dict[str, float] = {}
+    for name, (_, task) in waits.items():
+        task.add_done_callback(lambda _, name=name: took.setdefault(name, monotonic() - began))
+    await asyncio.wait([task for _, task in waits.values()], timeout=30)
+    for _, task in waits.values():
+        if task.done():
+            task.result()
+    return {
+        name: took.get(name, math.inf) - keepalive.bound - lag.most
+        for name, (keepalive, _) in waits.items()
+    }
+
+
+HOLE = """
+table inet hole {
+    chain input {
+        type filter hook input priority 0;
+        tcp dport PORT drop
+        tcp sport PORT drop
+    }
+}
+"""
+
+
+async def _dropping() -> None:
+    """In a network of its own: told to by a line, drop all packets, and tell who saw it when."""
+    lag = Lag()
+    async with process(*DEFAULT.server_options()) as server, AsyncExitStack() as stack:
+        waits = await waiting(stack, server.port)
+        print("ready", flush=True)
+        if await asyncio.to_thread(sys.stdin.readline):
+            rules = HOLE.replace("PORT", str(server.port))
+            nft = ["nft", "-f", "-"]
+            await asyncio.to_thread(subprocess.run, nft, input=rules, text=True, check=True)
+            print(json.dumps(await beyond(waits, lag)), flush=True)
+        lag.close()
+
+
+def dropping() -> None:
+    """The main function of a process, see `black_hole`."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    asyncio.run(_dropping())
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncGenerator[Callable[[], Awaitable[dict[str, float]]]]:
+    """A network where packets can be dropped; nobody is on it where none can be made."""
+
+    async def nobody() -> dict[str, float]:
+        return {}
+
+    if ground.why_no_namespace():
+        yield nobody
+        return
+    run = f"from {__name__} import dropping; dropping()"
+    there = await asyncio.create_subprocess_exec(
+        *ground.unshared(), sys.executable, "-c", run, cwd=ROOT, stdin=PIPE, stdout=PIPE
+    )
+    assert there.stdin is not None
+    assert there.stdout is not None
+    written, read = there.stdin, there.stdout
+
+    async def drop() -> dict[str, float]:
+        written.write(b"drop\n")
+        found: dict[str, float] = json.loads(await read.readline())
+        assert len(found) == 4
+        return found
+
+    try:
+        assert await read.readline() == b"ready\n"
+        yield drop
+    finally:
+        written.close()
+        await there.wait()
+
+
 @pytest.mark.timeout(60)
 async def test_a_dead_peer_is_seen_in_time() -> None:
     # Pings of 5 s and answers of 3 s, in all cases at the same time: 8 s, and no more than 8.5 s.
@@ -128,42 +234,24 @@ async def test_a_dead_peer_is_seen_in_time() -> None:
     deaf = [ALONE, *(p for p in DEFAULT.client_options() if "ping_timeout" not in p[0])]
     async with (
         AsyncExitStack() as stack,
+        black_hole() as drop,
         process(*options) as frozen,
         process(*options) as behind,
     ):
         with FaultProxy("127.0.0.1", behind.port) as proxy:
-
-            async def channel(port: int, **how: Any) -> grpc.aio.Channel:
-                made = open_channel(f"127.0.0.1:{port}", **how)
-                await stack.enter_async_context(made)
-                await made.unary_unary(METHOD)(b"0")
-                return made
-
-            waits: dict[str, tuple[Keepalive, asyncio.Task[str]]] = {}
-            for port in (frozen.port, proxy.port):
-                for keepalive in (DEFAULT, QUICK):
-                    for case in (in_a_call, in_none):
-                        made = await channel(port, keepalive=keepalive, options=[ALONE])
-                        waits[f"{port} {keepalive} {case.__name__}"] = (
-                            keepalive,
-                            asyncio.create_task(case(made)),
-                        )
+            waits = await waiting(stack, frozen.port, proxy.port)
             waits["thread"] = (QUICK, asyncio.create_task(in_a_thread(frozen.port, QUICK)))
-            unheard = asyncio.create_task(in_a_call(await channel(proxy.port, options=deaf)))
+            unheard = asyncio.create_task(
+                in_a_call(await channel_to(stack, proxy.port, options=deaf))
+            )
             await asyncio.sleep(0.3)
 
             frozen.freeze()
             proxy.to_server.stall()
             proxy.to_client.stall()
-            began = monotonic()
-            took: dict[str, float] = {}
-            for name, (_, task) in waits.items():
-                task.add_done_callback(lambda _, name=name: took.setdefault(name, monotonic()))
-            await asyncio.wait([task for _, task in waits.values()], timeout=30)
-            for name, (keepalive, task) in waits.items():
-                assert task.done(), f"{name}: not seen"
-                task.result()
-                assert took[name] - began <= keepalive.bound + SEEN + lag.most, name
+            for found in await asyncio.gather(beyond(waits, lag), drop()):
+                for name, late in found.items():
+                    assert late <= SEEN, name
             # Without the time-out of the ping itself it takes a minute more.
             assert not unheard.done()
             unheard.cancel()
