@@ -73,13 +73,12 @@ def open_channel(
     Args:
         target: what grpc takes: `orders.local:50051`, `dns:///orders.local:50051`, `unix:/run/x`.
         credentials: for TLS; in the clear without them.
-        service: name of the service that is called; the host of the target when empty.
+        service: name of the service that is called; the host when empty.
         wire: which metadata is sent. The time left has a header of grpc's own; another one goes
             along where `headers` are not the default ones.
-        refuse_below: seconds; a call with less for it is refused before it is sent.
+        refuse_below: seconds; a call with less left is refused before it is sent.
         reserve: seconds that are kept back from what the server is told. gRPC ends the call with
-            them left, as the server and the client have one deadline there. A call that has no
-            more left than that is refused before it is sent.
+            them left, as both sides have one deadline there; a call with no more is refused.
         raise_for_deadline: whether `DEADLINE_EXCEEDED` of a server whose deadline was spent, and
             which says so as servers of Holdfast do, is raised as `DeadlineExceeded`, with what it
             said in `cause.below`, or as it came.
@@ -87,19 +86,18 @@ def open_channel(
             the call has `wait_for_ready`.
         observer: is told of every call.
         interceptors: of your own, inside of ours.
-        options: of the channel, see grpc.
-        compression: of the channel, see grpc.
+        options, compression: of the channel, see grpc.
         keepalive: how soon a dead peer is seen. For peers that allow such pings: servers that were
             not told so close the connection because of them. Without it a dead peer is seen by
             the deadlines of the calls alone.
 
     Raises, from its calls:
         DeadlineExceeded: the deadline is spent; also an `AioRpcError` where the call itself raises.
-        InsufficientBudget: less is left than the call needs, or its own `timeout=` is not above
-            zero; nothing was sent. An `AioRpcError`.
+        InsufficientBudget: too little is left, or its own `timeout=` is not above zero; nothing was
+            sent. An `AioRpcError`.
         PhaseTimeout: the channel was not ready within its share. An `AioRpcError` too, with the
             status `UNAVAILABLE`.
-        ValueError: its own `timeout=` is not a number; an infinite one is none.
+        ValueError: its own `timeout=` is NaN.
     """
     told = (service, wire_of(wire), refuse_below, reserve, raise_for_deadline, shares, observer)
     outbound = Outbound(Options(*told), ERRORS)
