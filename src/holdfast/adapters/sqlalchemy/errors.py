@@ -19,6 +19,7 @@ from holdfast.domain.errors import (
     OutcomeUnknown,
     ScopeEnded,
 )
+from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
 
@@ -67,6 +68,8 @@ class Statement(Bounded):
     """What is bounded is a statement."""
 
     __slots__ = ()
+    client = "sqlalchemy"
+    phase = Phase.STATEMENT
 
     def exceeded(self, cause: Cause) -> DeadlineExceeded:
         made: DeadlineExceeded = _filled(

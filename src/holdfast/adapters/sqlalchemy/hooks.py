@@ -151,6 +151,8 @@ class Hooks:
                 Statement(_name(statement)).admit(self._refuse_below)
         held = context.root_connection.connection
         state = state_of(held)
+        if here is not None:
+            state.began = here.driver.now()
         if self._progress is not None:
             state.here, state.limit, state.cut = here, NEVER, False
             if here is not None:
@@ -245,8 +247,13 @@ class Hooks:
         if state is not None:
             state.committing = False
         if isinstance(error, asyncio.CancelledError):
-            if state is not None and self._survives(held, state):
-                context.is_disconnect = False
+            if state is not None:
+                if self._survives(held, state):
+                    context.is_disconnect = False
+                if not state.by_driver and context.statement:
+                    bounds = Statement(_name(context.statement))
+                    bounds.begun = min(bounds.begun, state.began)
+                    bounds.interrupted()
             return None
         found = ours_behind(error)
         if found is not None:

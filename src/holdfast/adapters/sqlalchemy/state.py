@@ -21,6 +21,7 @@ class State:
     """See the module. One user at a time, as of the connection.
 
     Attributes:
+        began: instant at which the last statement began that had a deadline.
         told: milliseconds that the server was told in this transaction; none before.
         own: milliseconds of the server's own bound, 0 for none; none while it is not known.
         limit: instant at which what runs now is interrupted (SQLite).
@@ -34,6 +35,7 @@ class State:
     """
 
     __slots__ = (
+        "began",
         "busy",
         "by_driver",
         "committing",
@@ -48,6 +50,7 @@ class State:
 
     def __init__(self, driver: Any) -> None:
         self.by_driver: bool = getattr(driver, "bounds_statements", False)
+        self.began: Instant = NEVER
         self.told: int | None = None
         self.own: int | None = None
         self.limit: Instant = NEVER
