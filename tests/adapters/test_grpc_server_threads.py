@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -47,6 +50,7 @@ class Shop:
         self.seen: list[tuple[str, holdfast.Context, float]] = []
         self.closed: list[str] = []
         self.rpc: Any = None
+        self.port = 0
         self.go = threading.Event()
 
     def visit(self, kind: str) -> None:
@@ -92,6 +96,37 @@ class Shop:
             time.sleep(0.01)
         yield b"bye"
 
+    def stuck(self, request: bytes, context: Any) -> Iterator[bytes]:
+        """Waits for what cannot be told."""
+        try:
+            yield b"first"
+            self.go.wait(ENDED)
+            yield b"last"
+        finally:
+            self.closed.append("Stuck")
+
+    def full(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        assert context.add_callback(lambda: self.closed.append("callback"))
+        assert context.peer().startswith("ipv4:")
+        context.send_initial_metadata((("first", "yes"),))
+        context.set_trailing_metadata((("why", "stockout"),))
+        try:
+            for request in requests:
+                if request == b"abort":
+                    context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is none left")
+                yield request
+        finally:
+            self.closed.append("Full")
+
+    def aside(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """Reads in another thread, as chats do."""
+        got: list[bytes] = []
+        thread = threading.Thread(target=lambda: got.extend(requests))
+        thread.start()
+        yield b"first"
+        thread.join()
+        yield b"%d" % len(got)
+
     def fail(self, request: bytes, context: Any) -> bytes:
         if request == b"abort":
             context.set_trailing_metadata((("why", "stockout"),))
@@ -119,6 +154,9 @@ async def serving(
         "Chat": grpc.stream_stream_rpc_method_handler(shop.chat),
         "Wait": grpc.unary_unary_rpc_method_handler(shop.wait),
         "Stop": grpc.unary_stream_rpc_method_handler(shop.stop),
+        "Stuck": grpc.unary_stream_rpc_method_handler(shop.stuck),
+        "Full": grpc.stream_stream_rpc_method_handler(shop.full),
+        "Aside": grpc.stream_stream_rpc_method_handler(shop.aside),
         "Fail": grpc.unary_unary_rpc_method_handler(shop.fail),
     }
     generic = grpc.method_handlers_generic_handler("shop.Orders", methods)
@@ -126,13 +164,13 @@ async def serving(
     server: Any
     carrier: Any
     if on == "aio":
-        carrier = GrpcCarrier(policy, service="orders", timings=timings)
+        carrier = GrpcCarrier(policy, service="orders", timings=timings, pool=pool)
         server = grpc.aio.server(pool, interceptors=[carrier])
     else:
         carrier = GrpcThreadCarrier(policy, service="orders", timings=timings)
         server = grpc.server(pool, interceptors=[carrier])
     server.add_generic_rpc_handlers((generic,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    shop.port = port = server.add_insecure_port("127.0.0.1:0")
     if (started := server.start()) is not None:
         await started
     try:
@@ -168,7 +206,8 @@ async def test_the_context_is_there_in_the_thread(on: str, kind: str) -> None:
         said = named(await sent.trailing_metadata())
         assert context.identity.echo_id == "order-17"
         assert carrier.in_flight == 0
-        assert ("server-timing" in said) == (on == "threads")  # grpc.aio does not let it be known
+        # In its own threads grpc.aio does not let it be known.
+        assert ("server-timing" in said) == (on == "threads" or kind in ("Ticks", "Chat"))
 
 
 @ON
@@ -264,6 +303,127 @@ async def test_a_client_that_goes_is_noted_for_the_thread() -> None:
 
 
 @ON
+async def test_streams_whose_clients_go_give_their_threads_back(on: str) -> None:
+    async with serving(on, threads=2) as (shop, carrier, channel):
+        for _ in range(2):
+            streams = [made(channel, "Ticks", 1000.0) for _ in range(2)]
+            for stream in streams:
+                assert await stream.read() == b"tick"
+            for stream in streams:
+                stream.cancel()
+            await until(lambda: carrier.in_flight == 0)
+        assert shop.closed == ["Ticks"] * 4
+        assert await asyncio.wait_for(call(channel, "One", 0.0), ENDED) == [b"one"]
+        assert carrier.counts["disconnected"] == 4
+
+
+@ON
+async def test_a_client_that_is_killed_gives_its_threads_back(on: str) -> None:
+    async with serving(on, threads=4) as (shop, carrier, channel):
+        program = textwrap.dedent(f"""
+            import asyncio, grpc.aio
+            from tests.adapters.grpc_serving import begin, call
+            async def main():
+                async with grpc.aio.insecure_channel("127.0.0.1:{shop.port}") as channel:
+                    waits = asyncio.ensure_future(call(channel, "Wait", 0.0))
+                    streams = [begin(channel, "Ticks", 1000.0) for _ in range(2)]
+                    for stream in streams:
+                        await stream.read()
+                    await waits
+            asyncio.run(main())
+        """)
+        client = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+        try:
+            await until(lambda: len(shop.seen) == 3, 30.0)
+        finally:
+            client.send_signal(signal.SIGKILL)
+            await client.wait()
+        await until(lambda: carrier.in_flight <= 1)  # one function waits, and cannot be told
+        assert shop.closed == ["Ticks"] * 2
+        shop.go.set()
+        await until(lambda: carrier.in_flight == 0)
+        assert carrier.counts["disconnected"] >= 2
+        assert await asyncio.wait_for(call(channel, "One", 0.0), ENDED) == [b"one"]
+
+
+@ON
+async def test_many_calls_at_once_leave_nothing(on: str) -> None:
+    async with serving(on, threads=16) as (_, carrier, channel):
+
+        async def one(number: int) -> str:
+            if number % 3 == 0:
+                kind = KINDS[number % 4]
+                return "done" if await answers(made(channel, kind, 0.0, 30.0)) else ""
+            # The client of grpc fails by itself when it is answered while it sends a request.
+            sent = made(
+                channel, KINDS[number % 2], 0.2, 30.0 if number % 3 == 1 else 0.1 + number % 7 / 50
+            )
+            running = asyncio.ensure_future(answers(sent))
+            if number % 3 == 1:
+                await asyncio.sleep(number % 11 / 50)
+                sent.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            return "gone"
+
+        ends = await asyncio.gather(*(one(number) for number in range(120)))
+        assert set(ends) == {"done", "gone"}
+        await until(lambda: carrier.in_flight == 0, 30.0)
+        assert await asyncio.wait_for(call(channel, "One", 0.0), ENDED) == [b"one"]
+
+
+async def test_a_stream_in_a_thread_of_aio_is_answered_at_its_limit() -> None:
+    policy = Policy(routes=(Route("/shop.Orders/*", {"request": 0.2}, stream=False),))
+    async with serving("aio", policy) as (shop, carrier, channel):
+        sent = channel.unary_stream("/shop.Orders/Stuck")(b"", timeout=30.0)
+        assert await sent.read() == b"first"
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await asyncio.wait_for(sent.read(), ENDED)
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert carrier.in_flight == 1  # its thread
+        shop.go.set()
+        await until(lambda: carrier.in_flight == 0)
+        assert shop.closed == ["Stuck"]
+
+
+@ON
+async def test_the_context_of_a_stream_in_a_thread_is_that_of_plain_functions(on: str) -> None:
+    async with serving(on) as (shop, _, channel):
+        sent = channel.stream_stream("/shop.Orders/Full")(iter([b"a", b"b", b"abort"]))
+        assert [await sent.read() for _ in range(2)] == [b"a", b"b"]
+        assert named(await sent.initial_metadata())["first"] == "yes"
+        assert await sent.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert await sent.details() == "there is none left"
+        assert named(await sent.trailing_metadata())["why"] == "stockout"
+        await until(lambda: shop.closed == ["Full", "callback"])
+
+
+@ON
+async def test_requests_may_be_read_in_a_thread_of_ones_own(on: str) -> None:
+    async with serving(on) as (_, _carrier, channel):
+        sent = channel.stream_stream("/shop.Orders/Aside")(iter([b"a", b"b"]))
+        assert await asyncio.wait_for(answers(sent), ENDED) == [b"first", b"2"]
+
+
+@ON
+async def test_switched_off_it_bounds_nothing_and_still_stops(on: str) -> None:
+    policy = Policy(mode="off", routes=(Route("/shop.Orders/*", {"request": 0.05}),))
+    async with serving(on, policy) as (shop, carrier, channel):
+        assert await call(channel, "One", 0.2, timeout=30.0) == [b"one"]
+        assert shop.seen[0][2] == float("inf")
+        stream = channel.unary_stream("/shop.Orders/Stop")(b"")
+        assert await stream.read() == b"first"
+        assert carrier.in_flight == 1
+        idle = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        carrier.close(lambda: loop.call_soon_threadsafe(idle.set))
+        assert await asyncio.wait_for(stream.read(), ENDED) == b"bye"
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(channel, "One", 0.0)
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait_for(idle.wait(), ENDED)
+
+
+@ON
 async def test_a_stop_is_told_and_new_calls_are_turned_away(on: str) -> None:
     async with serving(on) as (shop, carrier, channel):
         stream = channel.unary_stream("/shop.Orders/Stop")(b"")
@@ -274,11 +434,9 @@ async def test_a_stop_is_told_and_new_calls_are_turned_away(on: str) -> None:
         assert carrier.stopping
         assert await asyncio.wait_for(stream.read(), ENDED) == b"bye"
         idle = asyncio.Event()
-        if on == "aio":
-            carrier.close(idle.set)
-            await asyncio.wait_for(idle.wait(), ENDED)
-        else:
-            carrier.close()
+        loop = asyncio.get_running_loop()
+        carrier.close(lambda: loop.call_soon_threadsafe(idle.set))
+        await asyncio.wait_for(idle.wait(), ENDED)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call(channel, "One", 0.0)
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE

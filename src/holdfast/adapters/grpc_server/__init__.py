@@ -10,6 +10,7 @@ rpc       that scope
 terms     what holds for a method
 answers   what a call that ended early is answered with
 threads   plain functions, and `grpc.server`
+streamed  plain functions on `grpc.aio` that stream their answers
 calls     what is in flight
 server    start and stop, as a component
 feed      a probe that the health service follows, as a component

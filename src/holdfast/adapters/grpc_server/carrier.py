@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 from holdfast.adapters.grpc_server.calls import GrpcCalls, behavior_of, remade
 from holdfast.adapters.grpc_server.methods import COMING, Method
 from holdfast.adapters.grpc_server.rpc import Rpc
+from holdfast.adapters.grpc_server.streamed import Streamed
 from holdfast.adapters.grpc_server.terms import Rules
 from holdfast.adapters.grpc_server.threads import ThreadMethod
 from holdfast.domain.cause import CauseKind
@@ -32,8 +34,9 @@ class GrpcCarrier(Rules, GrpcCalls):
     """Gives every call of a server a deadline, an identity and an end, and counts them.
 
     Handlers of all four kinds are carried, as coroutines, as async generators, and as coroutines
-    that use `context.read` and `context.write`. A plain function, which grpc runs in a thread, has
-    its context there, and cannot be cancelled: see `GrpcThreadCarrier`.
+    that use `context.read` and `context.write`. A plain function, which runs in a thread, has its
+    context there, and cannot be cancelled: see `GrpcThreadCarrier`. One that streams its answers is
+    answered for at its limit, and ends at its next message when its call is over.
 
     Args:
         policy: limits by route, which is the path of a method, `/shop.Orders/Get` or
@@ -41,14 +44,22 @@ class GrpcCarrier(Rules, GrpcCalls):
         service: name of this hop in causes and timings, over that of the policy.
         timings: whether a call that went well says in its trailing metadata what it spent
             (`server-timing`), to callers that said who they are or what they have left.
+        pool: threads for plain functions that stream their answers; those of the event loop by
+            default. Give the pool of the server here too, where it was made with one.
 
     Attributes:
         counts: calls by what became of them.
     """
 
     def __init__(
-        self, policy: Policy | None = None, *, service: str = "", timings: bool = True
+        self,
+        policy: Policy | None = None,
+        *,
+        service: str = "",
+        timings: bool = True,
+        pool: Executor | None = None,
     ) -> None:
+        self._pool = pool
         GrpcCalls.__init__(self)
         Rules.__init__(self, policy, service=service, timings=timings)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,4 +117,7 @@ class GrpcCarrier(Rules, GrpcCalls):
         streams = bool(handler.request_streaming), bool(handler.response_streaming)
         if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
             return remade(handler, Method(self, self, path, inner, streams).serve)
+        if streams[1]:
+            streamed = Streamed(self, inner, streams[0], self._pool)
+            return remade(handler, Method(self, self, path, streamed.serve, streams).serve)
         return ThreadMethod(self, path, handler)
