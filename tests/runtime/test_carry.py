@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -306,3 +307,20 @@ def test_nothing_is_due_later_than_was_said(
 
 def test_pairs_beyond_the_cap_are_not_looked_at() -> None:
     assert len(raw_pairs((str(n), "x") for n in range(100_000))[0]) == 1000
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-envoy-expected-rq-timeout-ms": "5000"}])
+def test_a_cap_must_be_a_number(headers: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="nan"):
+        carry.extract(headers, cap=math.nan)
+    with pytest.raises(TypeError, match=r"extract\(\) takes a number"):
+        carry.extract(headers, cap="30")  # type: ignore[arg-type]
+
+
+async def test_the_name_of_a_clock_tells_no_address() -> None:
+    loop = asyncio.get_running_loop()
+    async with holdfast.timeout(5):
+        clock, _, _ = carry.inject()["holdfast-until"].partition(";")
+        assert carry.inject()["holdfast-until"].startswith(clock)  # and is the same every time
+    assert re.fullmatch(r"loop\.[0-9a-f]{16}", clock)
+    assert f"{id(loop):x}" not in clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import math
 import multiprocessing
 import pickle
@@ -139,6 +140,42 @@ def test_a_coroutine_function_is_refused() -> None:
         carry.bind(work)
 
 
+def test_what_would_run_later_is_refused(one: ThreadPoolExecutor) -> None:
+    class Later:
+        async def __call__(self) -> None: ...
+
+    class Steps:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+
+    def steps() -> Iterator[int]:
+        yield 1
+
+    async def later_steps() -> Any:
+        yield 1
+
+    for call in (Later(), functools.partial(Later()), functools.partial(Later().__call__)):
+        with pytest.raises(holdfast.UsageError, match="coroutine function"):
+            carry.bind(call)
+    for call in (steps, later_steps, Steps(), functools.partial(steps), Steps().__call__):
+        with pytest.raises(holdfast.UsageError, match="generator function"):
+            carry.bind(call)
+        with pytest.raises(holdfast.UsageError, match="generator function"):
+            carry.executor(one).submit(call)
+    assert carry.bind(Later)  # a class makes objects, plainly
+    assert carry.bind(functools.partial(add, 1))(2) == 3
+
+
+async def test_a_bound_function_in_a_coroutine_is_told_what_it_was_bound_for() -> None:
+    async with holdfast.timeout(5):
+        bound = carry.bind(add)
+        with pytest.raises(
+            holdfast.UsageError, match=r"'add' was bound for a thread.*'add' itself"
+        ):
+            bound(1)
+        assert await asyncio.to_thread(bound, 1, 2) == 3
+
+
 def test_an_error_comes_back_as_it_is(one: ThreadPoolExecutor) -> None:
     def work() -> None:
         raise ValueError("mine")
@@ -187,6 +224,25 @@ async def test_what_waits_when_its_scope_ends_leaves_the_queue(one: ThreadPoolEx
     assert waiting.cancelled()
 
 
+async def test_what_a_thread_submits_leaves_the_tree_of_the_loop_alone() -> None:
+    go, called = threading.Event(), list[int]()
+    with ThreadPoolExecutor(1) as inner:
+        inner.submit(go.wait, PATIENCE)
+        carrying = carry.executor(inner)
+        async with holdfast.scope("request") as scope:
+            future = await asyncio.to_thread(carrying.submit, called.append, 1)
+            assert not carrying._of_scopes
+            assert not scope.closers
+            kept = carrying.submit(called.append, 2)
+            assert list(carrying._of_scopes) == [scope]
+        assert kept.cancelled()
+        assert not future.cancelled()
+        go.set()
+    with pytest.raises(holdfast.Cancelled, match="'request' is done, so nobody waits"):
+        future.result(PATIENCE)
+    assert not called
+
+
 async def test_what_has_run_is_forgotten(one: ThreadPoolExecutor) -> None:
     carrying = carry.executor(one)
     loop = asyncio.get_running_loop()
@@ -202,6 +258,19 @@ def test_a_function_that_ran_on_beyond_its_deadline_is_told(one: ThreadPoolExecu
         bound = pickle.loads(pickle.dumps(carry.bind(overrun)))  # which outlives the block
     with pytest.raises(holdfast.DeadlineExceeded, match="ran on"):
         one.submit(bound, 0.4).result(PATIENCE)
+
+
+@pytest.mark.parametrize("where", ["a thread", "a process"])
+def test_who_ran_on_names_the_scope_it_was_bound_in(one: ThreadPoolExecutor, where: str) -> None:
+    with suppress(holdfast.DeadlineExceeded), holdfast.timeout(0.4, name="order"):
+        bound: Any = carry.bind(overrun)
+        if where == "a process":  # what goes there, goes by pickle
+            bound = pickle.loads(pickle.dumps(bound))
+        with pytest.raises(holdfast.DeadlineExceeded, match="ran on") as caught:
+            one.submit(bound, 0.5).result(PATIENCE)
+        with pytest.raises(holdfast.InsufficientBudget) as refused:
+            one.submit(bound, 0).result(PATIENCE)
+    assert caught.value.cause.scope == refused.value.cause.scope == "order/overrun"
 
 
 # -- threads: a caller that has gone ---------------------------------------------------------------
@@ -268,6 +337,35 @@ async def test_a_thread_whose_caller_has_gone_is_told(how: str, nested: bool, en
     assert isinstance(error, holdfast.ScopeEnded)
     if end in ("cancel", "from above"):
         assert "gone" in str(error)
+
+
+@pytest.mark.parametrize("how", ["bind", "context"])
+def test_a_thread_that_outlives_the_loop_gets_no_time_back(how: str) -> None:
+    begun, closed = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def work() -> None:
+        begun.set()
+        assert closed.wait(PATIENCE)
+        seen.append(holdfast.remaining())
+        with pytest.raises(holdfast.Cancelled, match="gone"), holdfast.timeout(1):
+            seen.append("opened")
+
+    async def main(pool: ThreadPoolExecutor) -> None:
+        with suppress(holdfast.Cancelled):
+            async with holdfast.timeout(60), holdfast.timeout(50) as scope:
+                run = carry.bind(work) if how == "bind" else contextvars.copy_context().run
+                futures.append(pool.submit(run, *([] if how == "bind" else [work])))
+                assert await asyncio.to_thread(begun.wait, PATIENCE)
+                scope.cancel("gone")
+                await asyncio.sleep(PATIENCE)
+
+    futures: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.run(main(pool))
+        closed.set()
+        futures[0].result(PATIENCE)
+    assert seen == [0]
 
 
 async def quietly(work: Any) -> None:

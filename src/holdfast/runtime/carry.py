@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import cache
 from hashlib import blake2s
 from pathlib import Path
+from secrets import token_bytes
 from typing import Final
 
 from holdfast.domain.cause import CauseKind
@@ -42,13 +43,14 @@ from holdfast.domain.wire.trace import identify
 from holdfast.runtime.ambient import hop_reserve
 from holdfast.runtime.clock import fresh_span_id, fresh_trace_id, monotonic, wall
 from holdfast.runtime.driver import driver_of
-from holdfast.runtime.hosted import HostedNode
+from holdfast.runtime.hosted import HostedNode, seconds_of
 from holdfast.runtime.scope import AMBIENT, Scope, ambient
 
 __all__ = ["Received", "extract", "inject"]
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE: Final = Path("/proc/self/ns/time")
+_KEY: Final = token_bytes(16)
 
 
 @cache
@@ -70,10 +72,15 @@ def _host_clock() -> str:
 
 
 def _clock_name(now: Callable[[], Instant]) -> str:
-    """The name of a clock: that of the host, or of a loop that brings its own time."""
+    """The name of a clock: that of the host, or of a loop that brings its own time.
+
+    The latter means something in this process alone. It is made of an address in its memory, which
+    is nobody else's business, so the hash has a key.
+    """
     if now is monotonic:
         return _host_clock()
-    return f"loop.{os.getpid()}.{id(getattr(now, '__self__', now)):x}"
+    told = f"{os.getpid()}.{id(getattr(now, '__self__', now))}".encode()
+    return f"loop.{blake2s(told, digest_size=8, key=_KEY).hexdigest()}"
 
 
 def _clock(here: HostedNode | None) -> Callable[[], Instant]:
@@ -223,15 +230,22 @@ def extract(
         trust_stage: whether to believe the release stage that was sent.
         wire: names and grammars of the headers.
 
+    Raises:
+        TypeError: `cap` is not a number.
+        ValueError: `cap` is nan.
+
     Raises, on entering:
         InsufficientBudget: the deadline has passed in the queue; the body does not run.
     """
+    most = seconds_of(cap, "extract()")
+    if most != most:
+        raise ValueError("a cap must be a number, got nan")
     pairs, odd = raw_pairs(carrier)
     inbound = _inbound(wire, trust_stage).read(pairs)
     now = _clock(ambient())
     put_at, until, malformed = _times(pairs, now)
     instant = now()
-    found = due(inbound.left, put_at, until, instant, wall(), cap)
+    found = due(inbound.left, put_at, until, instant, wall(), most)
     identity = identify(
         inbound.trace, span_id=fresh_span_id(), new_trace=fresh_trace_id, sample=wire.sample
     )

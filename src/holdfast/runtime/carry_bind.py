@@ -12,7 +12,9 @@ What runs already cannot be stopped, neither in a thread nor in a worker process
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import functools
 import inspect
 import os
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from holdfast.domain.context import ANONYMOUS, Carried
 from holdfast.domain.errors import InsufficientBudget, ScopeEnded, UsageError
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.elsewhere import Stub, ended_by
+from holdfast.runtime.elsewhere import Stub, ended_by, on_its_loop
 from holdfast.runtime.hosted import HostedNode, error_for
 from holdfast.runtime.scope import AMBIENT, Scope, ambient
 
@@ -57,6 +59,15 @@ class _Parcel(NamedTuple):
     origin: str
 
 
+class _Work(Scope):
+    """The scope of a bound function. Its errors name the scope that it was bound in, too."""
+
+    def cause_of(self, kind: CauseKind, now: Instant, detail: str = "") -> Cause:
+        """See `HostedNode`; this scope begins a tree, so its own path says little."""
+        cause = super().cause_of(kind, now, detail)
+        return replace(cause, scope=f"{self.origin}/{cause.scope}") if self.origin else cause
+
+
 class Bound(Generic[P, T]):
     """A function with the context in which it was bound; see `bind`."""
 
@@ -82,7 +93,9 @@ class Bound(Generic[P, T]):
             InsufficientBudget: the deadline passed before this began; the function is not called.
             Cancelled: the scope was cancelled, or has ended, before this began.
             DeadlineExceeded: the function ran on beyond the deadline.
+            UsageError: this is a coroutine, whose loop the function would block.
         """
+        _refuse_in_coroutine(self._parcel.name)
         if self._context is not None and self._pid == os.getpid():
             # A copy for each call: a context can be entered by one thread at a time.
             return self._context.copy().run(self._run, self._here, *args, **kwargs)
@@ -90,7 +103,7 @@ class Bound(Generic[P, T]):
 
     def _run(self, here: HostedNode | None, *args: P.args, **kwargs: P.kwargs) -> T:
         parcel = self._parcel
-        scope = Scope(parcel.name)
+        scope = _Work(parcel.name)
         if here is None:
             scope.at, scope.given, scope.origin = parcel.until, parcel.carried, parcel.origin
         refusal = self._refusal(here)
@@ -130,6 +143,36 @@ class Bound(Generic[P, T]):
         return f"<bound {self._parcel.name!r} from {self._parcel.origin!r}>"
 
 
+def _refuse_in_coroutine(name: str) -> None:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if asyncio.current_task(loop) is not None:
+        raise UsageError(
+            f"'{name}' was bound for a thread or another process, and this is a coroutine: call "
+            f"'{name}' itself here, or give what was bound to loop.run_in_executor()"
+        )
+
+
+def _refuse_what_runs_later(call: Any) -> None:
+    """What only makes a coroutine or a generator would do its work outside of the scope."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    called: Any = type(call).__call__
+    for each in (call, called):
+        if inspect.iscoroutinefunction(each):
+            raise UsageError(
+                "bind() takes a plain function; a coroutine function runs on a loop, where tasks "
+                "have the context already"
+            )
+        if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
+            raise UsageError(
+                "bind() takes a plain function; a generator function does nothing when it is "
+                "called, and what it makes would run outside: bind a function that runs through it"
+            )
+
+
 def bind(call: Callable[P, T], /, *, detached: bool = False) -> Bound[P, T]:
     """`call`, made to run in the context that is ambient now, wherever it is called.
 
@@ -146,13 +189,10 @@ def bind(call: Callable[P, T], /, *, detached: bool = False) -> Bound[P, T]:
             stage go along.
 
     Raises:
-        UsageError: `call` is a coroutine function, which no thread can run.
+        UsageError: `call` is a coroutine function, which no thread can run, or a generator
+            function, or an object that is called like one.
     """
-    if inspect.iscoroutinefunction(call):
-        raise UsageError(
-            "bind() takes a plain function; a coroutine function runs on a loop, where tasks have "
-            "the context already"
-        )
+    _refuse_what_runs_later(call)
     here = ambient()
     around = AMBIENT.get()
     carried = ANONYMOUS if around is None else around.carried
@@ -198,8 +238,8 @@ class CarryingExecutor(Executor):
     def _tether(self, future: Future[Any]) -> None:
         """What still waits when its scope ends is cancelled."""
         here = ambient()
-        if here is None or here.task is None or future.done():
-            return  # of a thread: what was bound there asks when it begins
+        if here is None or here.task is None or future.done() or not on_its_loop(here):
+            return  # of a thread, which must leave the tree alone: what was bound asks on beginning
         waiting = self._of_scopes.get(here)
         if waiting is None:
             here.settle()  # one that nobody has looked at would be left without its closers

@@ -7,18 +7,20 @@ told whenever that has ended.
 
 On the loop itself it is different: there a task that goes on after its scope has ended falls back
 to what is open further out. The trap: such a task may use a thread, too. So a scope that has ended
-in peace tells a thread nothing, unless the thread's work was bound to it.
+in peace tells a thread nothing, unless the thread's work was bound to it. A thread may also outlive
+the loop; it is told the same then.
 """
 
 from __future__ import annotations
 
 import asyncio
+from threading import get_ident
 
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.tree import Node, Outcome
 from holdfast.runtime.hosted import HostedNode
 
-__all__ = ["Gone", "Stub", "ended_by", "seen_from_here"]
+__all__ = ["Gone", "Stub", "ended_by", "on_its_loop", "seen_from_here"]
 
 
 class Stub(Node):
@@ -63,7 +65,7 @@ def seen_from_here(scope: HostedNode | None) -> HostedNode | None:
     while hosted is not None and isinstance(hosted.parent, Stub):
         bound = bound or hosted.parent.bound
         hosted = hosted.outer  # of plain functions, which the loop knows nothing of
-    if hosted is not None and not _on_its_loop(hosted) and _is_over(hosted, bound):
+    if hosted is not None and not on_its_loop(hosted) and _is_over(hosted, bound):
         return Gone(hosted)
     while scope is not None and scope.outcome is not None:
         scope = scope.outer
@@ -76,8 +78,10 @@ def _is_over(scope: HostedNode, bound: bool) -> bool:
     return bound
 
 
-def _on_its_loop(scope: HostedNode) -> bool:
+def on_its_loop(scope: HostedNode) -> bool:
+    """Whether this is the loop of `scope`, or the thread that ran it until it was closed."""
+    driver = scope.driver
     try:
-        return asyncio.get_running_loop() is scope.driver.loop
+        return asyncio.get_running_loop() is driver.loop
     except RuntimeError:
-        return scope.driver.loop.is_closed()  # nobody runs it: there is no thread but this
+        return driver.thread == get_ident() and driver.loop.is_closed()

@@ -22,7 +22,7 @@ from holdfast.runtime.hosted import HostedNode, error_for
 from holdfast.runtime.scope import Scope, ambient
 from holdfast.runtime.tasks import spawn
 from holdfast.runtime.timers import Alarm
-from holdfast.runtime.workers_items import Item, awaited
+from holdfast.runtime.workers_items import Item, awaited, holdable
 
 __all__ = ["Floor"]
 
@@ -135,6 +135,15 @@ class Floor:
     # -- leaving the queue -----------------------------------------------------------------------
 
     def _next(self) -> None:
+        try:
+            self._begin_waiting()
+        except BaseException:
+            # The end of the program came out of one item. The others still have to come to theirs.
+            self.scope.driver.loop.call_soon(self._next)
+            raise
+        self._make_room()
+
+    def _begin_waiting(self) -> None:
         self._expire()
         while self._waiting and len(self._running) < self._count:
             item = self._waiting.pop()
@@ -145,7 +154,6 @@ class Floor:
                     self._start(item)
                 else:
                     self._drop(item, error_for(cause))
-        self._make_room()
 
     def _make_room(self) -> None:
         free = self._most - len(self._waiting) + self._count - len(self._running)
@@ -206,14 +214,14 @@ class Floor:
             else:
                 context.run(self._spawn, item)
         except BaseException as error:
-            # Of what should have made the coroutine, or the pool is over.
+            # Of what should have made the coroutine, or the pool is over. It is no business of who
+            # is here: another item that has ended, or who submitted this one.
             self._running.discard(item)
             if isinstance(error, ScopeEnded):
                 self._drop(item, error)
             else:
-                self._failed += 1
-                self._finish(item, error)
-            if not isinstance(error, Exception):
+                self._fail(item, error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
 
     def _spawn(self, item: Item) -> None:
@@ -232,10 +240,22 @@ class Floor:
 
     def _ended(self, item: Item, task: asyncio.Task[Any]) -> None:
         self._running.discard(item)
+        try:
+            self._account(item, task)
+        finally:
+            self._next()
+
+    def _account(self, item: Item, task: asyncio.Task[Any]) -> None:
         handle, scope = item.handle, item.scope
         error = None if task.cancelled() else task.exception()
         cause = None if scope is None else scope.reached()
-        if task.cancelled() or (isinstance(error, ScopeEnded) and cause is not None):
+        if task.cancelled() and cause is None and not task.cancelling():
+            # Nobody cancelled it: it looked at something of another that was.
+            try:
+                task.result()
+            except asyncio.CancelledError as cancelled:
+                self._fail(item, cancelled)
+        elif task.cancelled() or (isinstance(error, ScopeEnded) and cause is not None):
             self._cancelled += 1
             if error is None and cause is not None:
                 error = error_for(cause)
@@ -248,14 +268,16 @@ class Floor:
                 self._untether(item)
                 handle.cancel()
         elif error is not None:
-            self._failed += 1
-            self._finish(item, error)
+            self._fail(item, error)
         else:
             self._done += 1
             self._untether(item)
             if not handle.done():
                 handle.set_result(task.result())
-        self._next()
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        self._failed += 1
+        self._finish(item, holdable(error, item.name))
 
     def _finish(self, item: Item, error: BaseException, known: bool = False) -> None:
         self._untether(item)
@@ -268,11 +290,11 @@ class Floor:
             ended = isinstance(error, ScopeEnded)
             _log.log(
                 logging.WARNING if ended else logging.ERROR,
-                "'%s' in the pool '%s' %s: %s",
+                "'%s' in the pool '%s' %s: %s" if ended else "'%s' in the pool '%s' %s: %r",
                 item.name,
                 self.scope.name,
                 "was not done" if ended else "failed",
-                error if ended else repr(error),
+                error,
                 exc_info=None if ended else error,
             )
 

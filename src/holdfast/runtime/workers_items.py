@@ -14,7 +14,7 @@ from holdfast.domain.instant import Duration, Instant
 from holdfast.runtime.hosted import HostedNode
 from holdfast.runtime.scope import Scope
 
-__all__ = ["Item", "WorkersFull", "WorkersStats", "awaited"]
+__all__ = ["Item", "WorkersFull", "WorkersStats", "awaited", "holdable"]
 
 T = TypeVar("T")
 
@@ -97,3 +97,20 @@ async def awaited(made: Awaitable[T], name: str) -> T:
             "there is asyncio.to_thread"
         )
     return await made
+
+
+def holdable(error: BaseException, name: str) -> BaseException:
+    """`error` of an item, as its future can hold it and as who awaits that cannot mistake it.
+
+    A future takes no `StopIteration`. A `CancelledError` would look to who awaits it as if that one
+    had been cancelled, though only the item had to do with something that was; and a
+    `GeneratorExit` as if its own coroutine were closed.
+    """
+    if not isinstance(error, StopIteration | GeneratorExit | asyncio.CancelledError):
+        return error
+    detail = f"'{name}' raised {type(error).__name__}"
+    if isinstance(error, asyncio.CancelledError):
+        detail += ", and nobody had cancelled it"
+    made = RuntimeError(detail)
+    made.__cause__ = error
+    return made
