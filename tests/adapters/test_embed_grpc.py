@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import hpack
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -16,11 +17,14 @@ from holdfast.adapters.grpc_server import GrpcCalls, GrpcServer
 from holdfast.domain.lifecycle.negotiation import ShutdownRequest
 from holdfast.runtime.clock import monotonic
 from tests.adapters.embedding import SHUTDOWN, run
+from tests.adapters.grpc_serving import until
 
 pytestmark = pytest.mark.system
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7  # frames of HTTP/2
 
 
 def _plain(value: bytes) -> bytes:
@@ -164,6 +168,57 @@ def test_new_calls_are_turned_away_while_streams_end() -> None:
             await stop
             assert await ticks.code() is grpc.StatusCode.OK
             assert served.calls.in_flight == 0
+
+    run(None, main())
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+async def raw(port: int, seconds: float) -> list[str]:
+    """One call by hand, on a connection of its own: what the server says, up to its end.
+
+    The library h2 answers no ping after a GOAWAY, and the server waits for that.
+    """
+    head = {":method": "POST", ":scheme": "http", ":path": "/shop/Sleep", ":authority": "shop"}
+    head |= {"te": "trailers", "content-type": "application/grpc"}
+    request = str(seconds).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0))
+    writer.write(frame(HEADERS, 4, 1, hpack.Encoder().encode(head)))
+    writer.write(frame(DATA, 1, 1, b"\0" + len(request).to_bytes(4, "big") + request))
+    found: list[str] = []
+    while header := await reader.read(9):
+        header += await reader.readexactly(9 - len(header))
+        payload = await reader.readexactly(int.from_bytes(header[:3], "big"))
+        kind, flags = header[3], header[4]
+        if kind in (SETTINGS, PING) and not flags & 1:
+            writer.write(frame(kind, 1, 0, payload if kind == PING else b""))
+        elif kind == HEADERS and flags & 1:
+            found.append("answered")
+        elif kind == RESET:
+            found.append("reset")
+        elif kind == GOAWAY:
+            found.append(f"goaway {int.from_bytes(payload[4:8], 'big')}")
+    writer.close()
+    await writer.wait_closed()
+    return found
+
+
+def test_a_connection_gets_its_goaway_when_its_call_is_answered_and_not_before() -> None:
+    async def main() -> None:
+        async with Served(lame_duck=0.05) as served:
+            busy = asyncio.create_task(raw(served.port, 0.6))
+            idle = asyncio.create_task(raw(served.port, 0.0))
+            await until(lambda: served.begun == 2)
+            await served.server.stop(await prepare(served.server, 10))
+            for each in (busy, idle):
+                first, *others = await asyncio.wait_for(each, 5)
+                assert first == "answered"
+                assert others
+                assert set(others) == {"goaway 0"}
 
     run(None, main())
 
