@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from psycopg import AsyncClientCursor, AsyncRawCursor, errors
 import holdfast
 from holdfast.adapters.psycopg import AsyncConnection, Connection
 from holdfast.adapters.psycopg.bounds import SLACK_MS, milliseconds
+from holdfast.adapters.psycopg.flight import _kind_of
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
 
 SHOW = "SELECT current_setting('statement_timeout')"
@@ -370,3 +372,23 @@ async def test_the_kernel_is_told_once_and_not_from_what_is_left(postgres: Any) 
     await connection.close()
     with Connection.connect(postgres.dsn(), tcp_user_timeout=77_000) as blocking:
         assert blocking.info.get_parameters()["tcp_user_timeout"] == "77000"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"SELECT 1", "work"),
+        (b" /* a */ -- b\n ((select 1))", "work"),
+        (b"SET x = 1", "setting"),
+        (b"CREATE TABLE t (n int)", None),
+        (b"selection", None),
+        (b"/* never closed", None),
+        (b" " * 500_000 + b"CREATE", None),
+        (b"/*a*/" * 100_000 + b"1", None),
+        (b"--a\n( " * 100_000 + b"1", None),
+    ],
+)
+def test_what_a_statement_begins_with_is_found_in_no_time(text: bytes, expected: Any) -> None:
+    began = time.monotonic()
+    assert _kind_of(text) == expected
+    assert time.monotonic() - began < 5.0

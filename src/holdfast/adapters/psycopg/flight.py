@@ -39,7 +39,7 @@ _BINARY: Final = pq.Format.BINARY
 _OK: Final = pq.ConnStatus.OK
 
 _WORD: Final = re.compile(
-    rb"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*"
+    rb"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*+"
     rb"(?:(?P<work>select|insert|update|delete|with|values|merge|table)"
     rb"|(?P<setting>set|reset|discard|rollback|abort))\b",
     re.IGNORECASE | re.DOTALL,
