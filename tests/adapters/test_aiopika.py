@@ -461,6 +461,7 @@ class FakeQueue:
 class FakeMessage:
     headers: ClassVar[dict[str, Any]] = {}
     processed = False
+    redelivered = False
     message_id = "1"
 
     def __init__(self) -> None:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from pamqp.commands import Basic
 
 from holdfast.adapters.aiopika.verdicts import (
-    ATTEMPTS_HEADER,
     Ending,
     Expired,
     Verdict,
+    attempted,
     attempts_of,
+    deliveries_of,
     verdict,
 )
 from holdfast.domain.cause import CauseKind
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 _log: Final = logging.getLogger("holdfast.aiopika")
-_CARBON: Final = frozenset({"CC", "BCC"})
-"""Headers that would send a second copy elsewhere once more."""
+_ENDS_ALL: Final = (SystemExit, KeyboardInterrupt)
+"""What ends the process, from a handler too."""
 
 
 class _Telling(Shield):
@@ -66,7 +67,8 @@ class Consumer:
         host.add("jobs", run=consumer.run, stop=consumer.stop)
 
     Args:
-        queue: of a channel of its own; with `connect_robust` it goes on after a reconnect.
+        queue: of a channel of its own, with publisher confirms unless `attempts` is 1; with
+            `connect_robust` it goes on after a reconnect.
         handler: awaited with each message; to return is to acknowledge it. It may settle a message
             itself.
         name: of the scopes; that of the queue by default.
@@ -135,12 +137,18 @@ class Consumer:
 
         Raises:
             ConnectionError: the channel was closed, and is not one that opens again by itself.
-            UsageError: it runs already.
+            UsageError: it runs already; or its channel has no publisher confirms, so that another
+                attempt could get lost.
             Exception: of aio-pika, where it cannot begin.
         """
         if self._group is not None:
             raise UsageError(f"consumer '{self.name}' runs already")
         channel = self._queue.channel
+        if self._attempts > 1 and not getattr(channel, "publisher_confirms", False):
+            raise UsageError(
+                f"consumer '{self.name}': another attempt is a copy that the broker confirms; open"
+                " its channel with publisher_confirms=True, or allow attempts=1 only"
+            )
         self._over = asyncio.get_running_loop().create_future()
         if self._stopped:
             self._over.set_result(None)
@@ -219,7 +227,10 @@ class Consumer:
 
     async def _one(self, message: AbstractIncomingMessage) -> None:
         self._handed.pop(message, None)
-        failed, delivered = attempts_of(message.headers)
+        headers, queue = message.headers, self._queue
+        failed = attempts_of(headers, queue.name)
+        arguments = getattr(queue, "arguments", None)
+        delivered = deliveries_of(headers, arguments, message.redelivered)
         scope: Received | None = None
         if delivered >= self._deliveries:
             ending = Ending.POISON
@@ -234,7 +245,7 @@ class Consumer:
             )
             try:
                 ending = await self._handled(message, scope, failed)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, *_ENDS_ALL):
                 self.counts[Ending.CUT.value] += 1
                 await self._settle(message, Verdict.REQUEUE, failed)
                 raise
@@ -245,11 +256,17 @@ class Consumer:
     async def _handled(
         self, message: AbstractIncomingMessage, scope: Received, failed: int
     ) -> Ending:
+        task = asyncio.current_task()
+        before = 0 if task is None else task.cancelling()
         self._open.add(scope)
         try:
             async with scope:
                 await self._handler(message)
-        except Exception as error:
+        except _ENDS_ALL:
+            raise
+        except BaseException as error:
+            if _is_from_outside(error, scope, task, before):
+                raise
             ending = _ending_of(scope, error)
             if ending is Ending.FAILED:
                 _log.error(
@@ -266,7 +283,7 @@ class Consumer:
         return Ending.DONE
 
     def _named(self, message: AbstractIncomingMessage) -> str:
-        return f"message '{message.message_id}' of '{self._queue.name}'"
+        return f"message {message.message_id!r} of '{self._queue.name}'"
 
     def _lost(self, *_: object) -> None:
         """The channel is gone, so the broker gives what is being handled to somebody else."""
@@ -306,24 +323,36 @@ class Consumer:
         self, message: AbstractIncomingMessage, failed: int, scope: Received | None
     ) -> None:
         """Put it at the end of the queue, with one attempt more, and only then let go of it."""
-        channel = self._queue.channel
-        if not getattr(channel, "publisher_confirms", False):
-            await message.reject(requeue=True)  # nobody would say whether the copy has arrived
-            return
         again: Any = copy(message)
-        again.headers = {k: v for k, v in message.headers.items() if k not in _CARBON}
-        again.headers[ATTEMPTS_HEADER] = failed + 1
+        again.headers = attempted(message.headers, self._queue.name, failed + 1)
         again.user_id = None  # of who published it, which a broker refuses from others
         if scope is not None and again.expiration is not None:
             again.expiration = min(again.expiration, max(0.0, scope.due.asked - scope.driver.now()))
-        told = await channel.default_exchange.publish(again, self._queue.name)
+        told = await self._queue.channel.default_exchange.publish(again, self._queue.name)
         if isinstance(told, Basic.Ack):
             await message.ack()
         else:  # it came back: there is no such queue any more
             await message.reject(requeue=True)
 
 
-def _ending_of(scope: Received, error: Exception) -> Ending:
+def _is_from_outside(
+    error: BaseException, scope: Received, task: asyncio.Task[Any] | None, before: int
+) -> bool:
+    """Whether it was not the handler that raised it: its task is cancelled, or thrown away.
+
+    A handler raises `CancelledError` by itself where it waits for something that was cancelled.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return scope.reached() is not None or (task is not None and task.cancelling() > before)
+    if isinstance(error, GeneratorExit):
+        try:
+            return asyncio.current_task() is not task
+        except RuntimeError:  # no loop: it is collected
+            return True
+    return False
+
+
+def _ending_of(scope: Received, error: BaseException) -> Ending:
     # Its own deadline, or a cap that is ours: then there may be somebody who still waits.
     late = scope.due.asked <= scope.driver.now()
     if scope.outcome is Outcome.REFUSED:

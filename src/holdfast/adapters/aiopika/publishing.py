@@ -20,14 +20,15 @@ from pamqp.commands import Basic
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import OutcomeUnknown
 from holdfast.domain.instant import NEVER, Duration
+from holdfast.domain.shares import Phase
 from holdfast.domain.wire.settings import DEFAULT_WIRE, WireSettings
-from holdfast.runtime.bounded import Bounded
+from holdfast.runtime.bounded import Bounded, cut_by_scope
 from holdfast.runtime.carry import inject
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
+    from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractMessage, PublishResultType
 
 __all__ = ["ConfirmMissing", "publish"]
 
@@ -44,6 +45,14 @@ class ConfirmMissing(OutcomeUnknown, TimeoutError):
     # OSError, a base of TimeoutError, has a __str__ of its own that comes first in C.
     def __str__(self) -> str:
         return OutcomeUnknown.__str__(self)
+
+
+class _Publishing(Bounded):
+    """One publish and its bounds. The phase that is told is the wait for a channel."""
+
+    __slots__ = ()
+    client = "aio-pika"
+    phase = Phase.POOL
 
 
 class _Sent:
@@ -83,12 +92,15 @@ async def publish(
 
     Raises:
         InsufficientBudget: nothing is left, or less than `refuse_below`; nothing was sent.
+        DeadlineExceeded: the deadline passed while aio-pika had no connection; nothing was sent.
         ConfirmMissing: the deadline passed, or the scope was cancelled, before the confirm came: an
             `OutcomeUnknown`.
         Exception: whatever `exchange.publish` raises: `PublishError` of aio-pika where no queue
             gets the message, `DeliveryError` where the broker refuses it.
     """
-    work = Bounded(f"PUBLISH {routing_key or exchange.name}"[:96])
+    work = _Publishing(f"PUBLISH {routing_key or exchange.name}"[:96])
+    work.admit(refuse_below)
+    await _channel_of(exchange, work)
     work.admit(refuse_below)
     properties = message.properties
     headers = dict(message.headers or {})
@@ -102,8 +114,8 @@ async def publish(
     try:
         told = await exchange.publish(sent, routing_key, mandatory=mandatory)
     except asyncio.CancelledError as cut:
-        cause = None if work.here is None else work.here.reached()
-        if cause is None:  # by somebody else, whose cancellation it stays
+        cause = cut_by_scope(cut)
+        if cause is None:  # by somebody else, too, whose cancellation it stays
             cut.add_note(f"{work.name}: its confirm did not come, so the broker may have it")
             raise
         detail = "the broker did not confirm it in time"
@@ -114,3 +126,19 @@ async def publish(
     if isinstance(told, DeliveredMessage) and isinstance(told.delivery, Basic.Return):
         raise PublishError(told, told.delivery)
     return told
+
+
+async def _channel_of(exchange: AbstractExchange, work: _Publishing) -> None:
+    """Wait until there is a channel, which takes a while when a connection is made anew.
+
+    It is waited for here, where it is known that nothing was sent: in `exchange.publish` nobody
+    could tell that wait from the one for the confirm.
+    """
+    channel: AbstractChannel | None = getattr(exchange, "channel", None)
+    if channel is None or channel.is_closed:
+        return  # `exchange.publish` says so
+    try:
+        await channel.get_underlay_channel()
+    except asyncio.CancelledError:
+        work.interrupted("waiting for a channel, nothing was sent")
+        raise
