@@ -277,3 +277,14 @@ def test_a_header_is_filled_to_the_last_byte(more: int, hops: int) -> None:
 def test_the_longest_header_is_read() -> None:
     assert parse_cause_header("scope=a;".ljust(8192)) is not None
     assert parse_cause_header("scope=a;".ljust(8193)) is None
+
+
+def test_names_of_wide_characters_stay_within_the_header() -> None:
+    wide = Cause(CauseKind.DEADLINE, "部" * 4000, "店" * 4000, 0.0, 1.0, 2.0)
+    text = encode_cause_header(wide)
+    assert len(text) <= 2048
+    read = parse_cause_header(text)
+    assert read is not None
+    assert read.scope.startswith("部" * 100)
+    assert read.hop.startswith("店" * 100)
+    assert read.budget == 1.0

@@ -50,6 +50,8 @@ _TYPES: Final = {
 _KINDS: Final = {kind.value: kind for kind in CauseKind}
 _BODY: Final = 16_384
 _HEADER: Final = 2048
+_NAME: Final = 960
+"""Characters of a name in a header: two of them leave room for the numbers."""
 _DEPTH: Final = 16
 _BREADTH: Final = 16
 _TEXT: Final = 256
@@ -191,9 +193,18 @@ def _chain(cause: Cause) -> Iterable[Cause]:
         cause = cause.below[0]
 
 
+def _quoted(name: str) -> str:
+    text = quote(_clean(name), safe=_SAFE)
+    if len(text) > _NAME:  # a character of other scripts takes up to twelve
+        text = text[:_NAME]
+        cut = text.rfind("%", _NAME - 2)
+        text = text if cut < 0 else text[:cut]
+    return text
+
+
 def _element(cause: Cause) -> str:
-    parts = [f"hop={quote(_clean(cause.hop), safe=_SAFE)}"] if cause.hop else []
-    parts.append(f"scope={quote(_clean(cause.scope), safe=_SAFE)}")
+    parts = [f"hop={_quoted(cause.hop)}"] if cause.hop else []
+    parts.append(f"scope={_quoted(cause.scope)}")
     if cause.budget < math.inf:
         parts.append(f"budget-ms={_millis(cause.budget):.15g}")
     parts.append(f"elapsed-ms={_millis(cause.elapsed):.15g}")
