@@ -282,7 +282,8 @@ def test_attempts_are_of_one_queue_and_one_life() -> None:
     assert attempts_of({**again, **died("jobs", 1, second=5)}, "jobs") == 0
     del again["x-death"]  # a broker that takes it from nobody: the count must not begin anew
     assert attempts_of(again, "jobs") == 2
-    for strange in ({"x-death": 5}, {"x-death": [5, {}]}, {"holdfast-attempts-of": 7}):
+    oddities: list[Any] = [{"x-death": 5}, {"x-death": [5, {}]}, {"holdfast-attempts-of": 7}]
+    for strange in oddities:
         assert attempts_of({"holdfast-attempts": 2, **strange}, "jobs") == 0
 
 
