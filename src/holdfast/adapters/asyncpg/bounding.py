@@ -32,8 +32,9 @@ __all__ = ["CLOSE", "COPY", "Bounding"]
 
 Operation: TypeAlias = Callable[[Any], Awaitable[Any]]
 
-COPY: Final = Kind("COPY", False, False, False, False, False, False, False)
-CLOSE: Final = Kind("CLOSE", False, False, False, True, False, False, False)
+COPY: Final = Kind(name="COPY")
+CLOSE: Final = Kind(name="CLOSE", brief=True)
+_ROLLBACK: Final = kind_of("ROLLBACK")
 _LATE: Final = (asyncpg.QueryCanceledError, TimeoutError)
 _SILENT: Final = "the server did not answer"
 _GONE: Final = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
@@ -145,6 +146,26 @@ class Bounding(Telling):
             self.wire.write(SYNC)
         self.ahead = 0
 
+    async def _beginning(
+        self, kind: Kind, operation: Operation, timeout: Any, *, follows: bool
+    ) -> Any:
+        """Run what begins a transaction. Where it is cut there is none afterwards."""
+        if self.busy or self.is_in_transaction():
+            return await self._held(kind, operation, timeout, follows=follows)
+        try:
+            return await self._held(kind, operation, timeout, follows=follows)
+        except BaseException:
+            # The server may have begun it, and whoever writes next would write into it.
+            if self.is_connected() and (self._is_cancelling() or self.is_in_transaction()):
+                await self._undo(_ROLLBACK, self._back, None, "")
+            raise
+
+    async def _back(self, timeout: Any) -> str:
+        if not self.is_in_transaction():
+            return ""
+        done: str = await Protocol.query(self, "ROLLBACK", timeout)
+        return done
+
     async def _ending(
         self, kind: Kind, operation: Operation, timeout: Any, gone: Any, *, follows: bool
     ) -> Any:
@@ -155,9 +176,7 @@ class Bounding(Telling):
         try:
             statement.admit()
         except InsufficientBudget:
-            await self._undo(
-                kind_of("ROLLBACK"), lambda time: Protocol.query(self, "ROLLBACK", time), None, ""
-            )
+            await self._undo(_ROLLBACK, self._back, None, "")
             raise
         result: Any = None
         answered = False

@@ -62,7 +62,8 @@ class HeldProtocol(Bounding):
                 kind, lambda time: Protocol.query(self, query, time), timeout, _TEXT, follows=False
             )
             return told
-        done: str = await self._held(
+        held = self._beginning if kind.begins else self._held
+        done: str = await held(
             kind,
             lambda time: Protocol.query(self, self._joined(query), time),
             timeout,
@@ -128,6 +129,8 @@ class HeldProtocol(Bounding):
         if kind.commits or kind.rolls_back:
             gone: Any = _ROWS if rest[-1] else []
             return await self._ending(kind, run, timeout, gone, follows=True)
+        if kind.begins:
+            return await self._beginning(kind, run, timeout, follows=True)
         return await self._held(kind, run, timeout, follows=True)
 
     async def bind_execute_many(

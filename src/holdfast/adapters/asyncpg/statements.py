@@ -10,13 +10,13 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from holdfast.domain.wire.verbs import commands, first_word
+
 __all__ = ["ORDINARY", "Kind", "kind_of"]
 
 ORDINARY: Final[set[str]] = set()
 """Texts that are known to be of no special kind; to look here is all that most statements need."""
 _MOST: Final = 1024
-_FIRST: Final = re.compile(r"(?:[\s(;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
-_SECOND: Final = re.compile(r"\s+([A-Za-z]+)")
 _RESETS: Final = re.compile(r"\b(?:RESET|DISCARD)\s+ALL\b", re.IGNORECASE)
 _KEEPS: Final = re.compile(r";\nSET statement_timeout = (\d+);\Z")
 _KEPT: Final = 4096
@@ -31,6 +31,8 @@ _COMMITS: Final = frozenset({"COMMIT", "END"})
 _TWO_PHASES: Final = frozenset(
     {("PREPARE", "TRANSACTION"), ("COMMIT", "PREPARED"), ("ROLLBACK", "PREPARED")}
 )
+_LASTING: Final = frozenset(first for first, _ in _TWO_PHASES)
+_BEGINS: Final = frozenset({"BEGIN", "START"})
 _ROLLS_BACK: Final = frozenset({"ROLLBACK", "ABORT"})
 _ENDS: Final = frozenset({"RELEASE", "SAVEPOINT", "PREPARE"})
 
@@ -46,18 +48,20 @@ class Kind(NamedTuple):
         brief: it may take a time that is longer than needed.
         resets: it sets all settings of the session back.
         own: it sets the time-out by hand.
+        begins: it begins a transaction.
         keeps: milliseconds that the time-out is set to right after a reset, by us; 0 without.
-        special: it is one of those that end a transaction, or set something.
+        special: it is one of those that begin or end a transaction, or set something.
     """
 
     name: str
-    data: bool
-    commits: bool
-    rolls_back: bool
-    brief: bool
-    resets: bool
-    own: bool
-    special: bool
+    data: bool = False
+    commits: bool = False
+    rolls_back: bool = False
+    brief: bool = False
+    resets: bool = False
+    own: bool = False
+    special: bool = False
+    begins: bool = False
     keeps: int = 0
 
 
@@ -74,25 +78,25 @@ def kind_of(query: str) -> Kind:
 
 
 def _look(query: str) -> Kind:
-    found = _FIRST.match(query)
-    name = found.group(1).upper() if found else "statement"
-    second = _SECOND.match(query, found.end()) if found else None
-    lasting = (name, second.group(1).upper() if second else "") in _TWO_PHASES
+    name = first_word(query)
+    lasting = name in _LASTING and next(commands(query))[:2] in _TWO_PHASES
     commits = name in _COMMITS or lasting
+    begins = name in _BEGINS
     resets = _RESETS.search(query) is not None
     own = _OWN.search(query) is not None
     kept = _KEEPS.search(query) if resets else None
     rolls_back = name in _ROLLS_BACK and not lasting
     return Kind(
-        name,
-        name in _DATA,
-        commits,
-        rolls_back,
-        commits or resets or name in _ENDS,
-        resets,
-        own,
-        commits or rolls_back or resets or own,
-        int(kept.group(1)) if kept else 0,
+        name=name or "statement",
+        data=name in _DATA,
+        commits=commits,
+        rolls_back=rolls_back,
+        brief=commits or resets or name in _ENDS,
+        resets=resets,
+        own=own,
+        special=begins or commits or rolls_back or resets or own,
+        begins=begins,
+        keeps=int(kept.group(1)) if kept else 0,
     )
 
 

@@ -8,16 +8,34 @@ one pass, whose time is linear, and what stands after very many blanks and comme
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["first_word"]
+__all__ = ["commands", "first_word"]
 
 _CAP: Final = 65_536
 """Characters that are looked through for a first word."""
+_WORDS: Final = 8
+"""Words and signs of each command that are told."""
 _BLANK: Final = re.compile(r"[ \t\n\r\f\v(;]*")
 _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _LINE_ENDS: Final = re.compile(r"[\n\r]")
 _EDGE: Final = re.compile(r"/\*|\*/")
+# No piece can match in two ways, so nothing is tried twice.
+_PIECE: Final = re.compile(
+    r"""
+      (?P<escaped>[eE]'(?:[^'\\]|\\.)*')
+    | (?P<text>'[^']*')
+    | (?P<name>"[^"]*")
+    | (?P<line>--)
+    | (?P<comment>/\*)
+    | (?P<dollar>\$(?:[A-Za-z_]\w*)?\$)
+    | (?P<word>[A-Za-z_][\w$]*|\$?\d+)
+    | (?P<blank>[ \t\n\r\f\v]+)
+    | (?P<sign>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def first_word(sql: str) -> str:
@@ -33,6 +51,41 @@ def first_word(sql: str) -> str:
         else:
             word = _WORD.match(sql, at) if at < end else None
             return word.group().upper() if word else ""
+
+
+def commands(sql: str) -> Iterator[tuple[str, ...]]:
+    """The first words and signs of each command in `sql`, without blanks, brackets and comments.
+
+    Words are in capitals, quoted names in quotes as they are, and literals in single quotes,
+    whichever way they were quoted. Nothing is told of a command without a word.
+    """
+    told: list[str] = []
+    at = 0
+    while at < len(sql):
+        piece = _PIECE.match(sql, at)
+        if piece is None:  # cannot be: any sign is a piece
+            break
+        kind, text = piece.lastgroup, piece.group()
+        at = piece.end()
+        if kind == "line":
+            at = _after_line(sql, at)
+        elif kind == "comment":
+            at = _after_comment(sql, at - 2)
+        elif kind == "dollar":
+            end = sql.find(text, at)
+            end = end if end >= 0 else len(sql)
+            told.append(f"'{sql[at:end]}'")
+            at = end + len(text)
+        elif text == ";":
+            if told:
+                yield tuple(told[:_WORDS])
+            told = []
+        elif kind == "word":
+            told.append(text.upper())
+        elif kind != "blank" and text not in "()":
+            told.append(text[1:] if kind == "escaped" else text)
+    if told:
+        yield tuple(told[:_WORDS])
 
 
 def _after_line(sql: str, at: int) -> int:
