@@ -45,9 +45,9 @@ def _first(args: tuple[Any, ...]) -> int | None:
     return 1 if len(args) > 2 else None
 
 
-def _after_block(args: tuple[Any, ...]) -> int | None:
+def _after_block(args: tuple[Any, ...], first: int = 1) -> int | None:
     """Of `XREAD`: what comes after `BLOCK`, which is in front of `STREAMS`."""
-    for index, arg in enumerate(args[1:-1], 1):
+    for index, arg in enumerate(args[first:-1], first):
         word = arg.encode() if isinstance(arg, str) else arg
         if not isinstance(word, bytes):
             continue
@@ -59,11 +59,17 @@ def _after_block(args: tuple[Any, ...]) -> int | None:
     return None
 
 
+def _after_group(args: tuple[Any, ...]) -> int | None:
+    """Of `XREADGROUP`, where a group and a consumer may have any name: `GROUP block streams`."""
+    return _after_block(args, 4)
+
+
 SUBSCRIBES: Final = Waiting(lambda args: None, 1.0)
 """Of a command after which a connection gets messages, and is nobody else's any more."""
 _SECONDS: Final = Waiting(_last, 1.0)
 _SECONDS_FIRST: Final = Waiting(_first, 1.0)
 _STREAMS: Final = Waiting(_after_block, 0.001)
+_GROUPS: Final = Waiting(_after_group, 0.001)
 _REPLICAS: Final = Waiting(_last, 0.001, nothing=False)
 
 _NAMES: Final[dict[str, Waiting]] = {
@@ -81,7 +87,7 @@ _NAMES: Final[dict[str, Waiting]] = {
     "WAIT": _REPLICAS,
     "WAITAOF": _REPLICAS,
     "XREAD": _STREAMS,
-    "XREADGROUP": _STREAMS,
+    "XREADGROUP": _GROUPS,
 }
 RULES: Final[dict[Any, Waiting]] = {
     **_NAMES,

@@ -7,10 +7,10 @@ the commands that were handed over are counted, and the answers that came.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from holdfast.adapters.redis.blocking import SUBSCRIBES, rule_for, shortened
-from holdfast.adapters.redis.errors import Command, named
+from holdfast.adapters.redis.errors import Command, admitted, mark_sent, named
 from holdfast.adapters.redis.retrying import bounded_retry
 from holdfast.adapters.redis.settings import Settings
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -21,6 +21,16 @@ __all__ = ["HARMLESS", "Counting"]
 HARMLESS: Final[set[Any]] = set()
 """Commands that were looked at, and neither wait nor subscribe."""
 _MOST: Final = 1024
+
+
+class Underway(NamedTuple):
+    """What a connection knows of the command that is to be sent; see `Counting`."""
+
+    name: Any
+    blocks: bool
+    lifted: bool
+    waited: tuple[Command, Duration] | None
+    packed: tuple[Any, int] | None
 
 
 class Counting:
@@ -37,6 +47,7 @@ class Counting:
         asked: instant at which the last one began that has a deadline.
         lifted: whether it does so under a deadline, so that a time-out of the socket is out of
             place.
+        preparing: whether what it sends is of its own: a handshake, a health check.
     """
 
     holdfast: Settings
@@ -47,6 +58,7 @@ class Counting:
     blocks: bool = False
     asked: Instant = NEVER
     lifted: bool = False
+    preparing: int = 0
     _name: Any = "command"
     _packed: tuple[Any, int] | None = None
 
@@ -65,13 +77,9 @@ class Counting:
         Raises:
             InsufficientBudget: nothing was sent.
         """
-        here = ambient()
-        if here is None or here.limit == NEVER:
-            return
-        self.asked = now = here.driver.now()
-        left, needed = here.limit - now, self.holdfast.refuse_below
-        if left <= 0 or left < needed:
-            Command(named(self._name)).admit(needed)
+        now = admitted(self._name, self.holdfast.refuse_below)
+        if now is not None:
+            self.asked = now
 
     def interrupted(self) -> None:
         """Its answer is waited for no more: the error of the scope that has ended will name it."""
@@ -128,16 +136,24 @@ class Counting:
             if args[0] not in HARMLESS:
                 found[index] = self.within(tuple(args))
                 blocks, lifted = blocks or self.blocks, lifted or self.lifted
-        self.resume(("pipeline", blocks, lifted, None, None))
+        self.resume(Underway("pipeline", blocks, lifted, None, None))
         return found
 
-    def pause(self) -> tuple[Any, ...]:
+    def pause(self) -> Underway:
         """What is known of the command that is to be sent; a connection is made before it is."""
-        return self._name, self.blocks, self.lifted, self.waited, self._packed
+        return Underway(self._name, self.blocks, self.lifted, self.waited, self._packed)
 
-    def resume(self, known: tuple[Any, ...]) -> None:
+    def resume(self, known: Underway) -> None:
         """See `pause`."""
         self._name, self.blocks, self.lifted, self.waited, self._packed = known
+
+    def failed(self, error: BaseException) -> None:
+        """An error came after a command was handed over; the retry has to know, if it was a user's.
+
+        A handshake or a health check may be done again without harm.
+        """
+        if not self.preparing and isinstance(error, Exception):
+            mark_sent(error, self._name, self.asked)
 
     def counted(self, packed: Any, commands: int) -> Any:
         """Note how many commands `packed` is."""

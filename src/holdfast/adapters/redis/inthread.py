@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
 
 from redis.connection import AbstractConnection, Connection, SSLConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.counting import HARMLESS, Counting
-from holdfast.adapters.redis.errors import Command, named
+from holdfast.adapters.redis.errors import Command, named, unsent
 from holdfast.adapters.redis.sockets import bounded_socket
 from holdfast.adapters.redis.variants import kind_of, opaque, plain
 from holdfast.domain.errors import HoldfastError
@@ -124,6 +122,7 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
         if self._sock is not None:
             return
         self.admit()
+        self.preparing += 1
         try:
             inner.connect_check_health(*args, **kwargs)
         except (RedisError, OSError) as exc:
@@ -131,6 +130,17 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
         except BaseException:
             inner.disconnect()
             raise
+        finally:
+            self.preparing -= 1
+
+    def check_health(self) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        self.preparing += 1
+        try:
+            inner.check_health()
+        finally:
+            self.preparing -= 1
 
     def should_reconnect(self) -> bool:
         """Whether it is to be closed before somebody else gets it; see redis-py."""
@@ -197,7 +207,9 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
             self.cut = 0  # a server that has a part of it waits for the rest
             if not isinstance(exc, OSError):
                 raise
-            raise self._explained(_unsent(exc), "sending") from exc
+            error = unsent(exc)
+            self._failed(error)
+            raise self._explained(error, "sending") from exc
 
     def can_read(self, timeout: Any = 0) -> Any:
         """See redis-py; a wait for a message ends with the scope, and the subscription stays.
@@ -226,6 +238,7 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
             response = self.theirs_read_response(*args)
         except RedisError as exc:
             if not isinstance(exc, ResponseError):
+                self._failed(exc)
                 raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
             if self.owed:
                 self.owed -= 1
@@ -253,6 +266,7 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
                 self.owed -= 1
             raise
         except RedisError as exc:
+            self._failed(exc)
             raise self._explained(exc, "reading the answer")  # noqa: B904 - that has its cause
         finally:
             if lifted is not None and self._sock is lifted:
@@ -270,6 +284,10 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
 
     # -- bounds ----------------------------------------------------------------------------------
 
+    def _failed(self, exc: Exception) -> None:
+        self.asked = NEVER if self._begun is None else self._begun
+        self.failed(exc)
+
     def _explained(self, exc: Exception, doing: str) -> Exception:
         """Our own error when the time is over, else what redis-py has raised."""
         if isinstance(exc, HoldfastError):
@@ -282,13 +300,6 @@ class InThread(_Base, Counting):  # type: ignore[misc,valid-type]
         error = command.over(doing)
         error.__cause__ = exc
         return error
-
-
-def _unsent(exc: OSError) -> RedisError:
-    """What redis-py raises for an error of the socket."""
-    if isinstance(exc, TimeoutError):
-        return RedisTimeout("Timeout writing to socket")
-    return RedisConnectionError(f"Error while writing to socket. {exc}.")
 
 
 def _limit() -> Instant:

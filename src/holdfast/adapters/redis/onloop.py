@@ -14,11 +14,10 @@ from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeout
 
 from holdfast.adapters.redis.counting import HARMLESS, Counting
+from holdfast.adapters.redis.errors import unsent
 from holdfast.adapters.redis.variants import opaque
 from holdfast.domain.instant import Duration
 
@@ -61,6 +60,24 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
     def is_open(self) -> bool:
         """Whether it is connected."""
         return self._writer is not None
+
+    async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        self.preparing += 1
+        try:
+            await inner.connect_check_health(*args, **kwargs)
+        finally:
+            self.preparing -= 1
+
+    async def check_health(self) -> None:
+        """See redis-py."""
+        inner: Any = super()
+        self.preparing += 1
+        try:
+            await inner.check_health()
+        finally:
+            self.preparing -= 1
 
     def pack_command(self, *args: Any) -> Any:
         """See redis-py."""
@@ -107,12 +124,11 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
             if transport.is_closing() or transport.get_write_buffer_size():
                 async with asyncio.timeout(self.socket_timeout):
                     await writer.drain()
-        except TimeoutError:
+        except OSError as exc:  # which a time-out is, too
             await this.disconnect(nowait=True)
-            raise RedisTimeout("Timeout writing to socket") from None
-        except OSError as exc:
-            await this.disconnect(nowait=True)
-            raise RedisConnectionError(f"Error while writing to socket. {exc}.") from exc
+            error = unsent(exc)
+            self.failed(error)
+            raise error from exc
         except BaseException:
             await this.disconnect(nowait=True)
             raise
@@ -145,6 +161,7 @@ class OnLoop(_Base, Counting):  # type: ignore[misc,valid-type]
                 self.owed -= 1
             raise
         except BaseException as exc:
+            self.failed(exc)
             if isinstance(exc, asyncio.CancelledError):
                 self.interrupted()
             if keeps and isinstance(exc, asyncio.CancelledError):

@@ -1,13 +1,14 @@
 """Clients and pipelines of ours: what they make is ours too, and an `EXEC` has a known end or none.
 
 A transaction goes out in one piece, with `EXEC` at its end. When all of it had left and no answer
-came, it may have been done: that is `OutcomeUnknown`, and nobody tries it again.
+came, it may have been done: that is `OutcomeUnknown`, and nobody tries it again. A cancellation
+that is not of a scope of ours stays what it is, with a note: whoever sent it counts on that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio.client import Pipeline as AsyncPipeline
 from redis.asyncio.client import Redis as AsyncRedis
@@ -19,10 +20,13 @@ from holdfast.adapters.redis.errors import Command
 from holdfast.adapters.redis.settings import Settings
 from holdfast.adapters.redis.variants import behind, kind_of, opaque, plain, variant
 from holdfast.domain.errors import HoldfastError, OutcomeUnknown
+from holdfast.runtime.bounded import cut_by_scope
 from holdfast.runtime.scope import ambient
 
 __all__ = ["bounded_client"]
 
+
+_NO_ANSWER: Final = "EXEC was sent, and its answer has not come"
 
 _AsyncRedis = opaque(AsyncRedis)
 _Redis = opaque(Redis)
@@ -38,7 +42,7 @@ class _OnLoopClient(_AsyncRedis):  # type: ignore[misc,valid-type]
     def pipeline(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return _bounded(inner.pipeline(*args, **kwargs), _OnLoop, self.holdfast)
+        return _bounded(inner.pipeline(*args, **kwargs), _PipelineOnLoop, self.holdfast)
 
 
 class _InThreadClient(_Redis):  # type: ignore[misc,valid-type]
@@ -49,10 +53,10 @@ class _InThreadClient(_Redis):  # type: ignore[misc,valid-type]
     def pipeline(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
-        return _bounded(inner.pipeline(*args, **kwargs), _InThread, self.holdfast)
+        return _bounded(inner.pipeline(*args, **kwargs), _PipelineInThread, self.holdfast)
 
 
-class _OnLoop(_AsyncPipeline):  # type: ignore[misc,valid-type]
+class _PipelineOnLoop(_AsyncPipeline):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.asyncio.client.Pipeline`."""
 
     watching: bool
@@ -88,7 +92,11 @@ class _OnLoop(_AsyncPipeline):  # type: ignore[misc,valid-type]
         if not self.watching and self.connection is not None:
             # Here and not there, where a task is made for it to hold against a cancellation.
             connection, self.connection = self.connection, None
-            await self.connection_pool.release(connection)
+            try:
+                await self.connection_pool.release(connection)
+            finally:
+                await inner.reset()  # nothing is waited for in it any more
+            return
         await inner.reset()
 
     async def _unwatched(self) -> None:
@@ -96,7 +104,7 @@ class _OnLoop(_AsyncPipeline):  # type: ignore[misc,valid-type]
         self.watching = False
 
 
-class _InThread(_Pipeline):  # type: ignore[misc,valid-type]
+class _PipelineInThread(_Pipeline):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.client.Pipeline`."""
 
     watching: bool
@@ -135,8 +143,11 @@ def _unknown(command: Command, connection: Any, exc: BaseException) -> None:
     """
     if not connection.cut or isinstance(exc, OutcomeUnknown):
         return
+    if isinstance(exc, asyncio.CancelledError) and cut_by_scope(exc) is None:
+        exc.add_note(f"{_NO_ANSWER}: it may have been done")
+        return  # somebody else's, which has to arrive as it is
     if isinstance(exc, HoldfastError | asyncio.CancelledError):
-        detail = "EXEC was sent, and its answer has not come"
+        detail = _NO_ANSWER
     else:
         detail = f"EXEC was sent, and then: {exc}"
     raise command.unknown(detail) from exc

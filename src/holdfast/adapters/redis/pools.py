@@ -18,7 +18,7 @@ import redis.asyncio.connection as aio
 import redis.connection as sync
 from redis.exceptions import RedisError
 
-from holdfast.adapters.redis.errors import Command
+from holdfast.adapters.redis.errors import Command, admitted
 from holdfast.adapters.redis.inthread import InThread
 from holdfast.adapters.redis.onloop import OnLoop
 from holdfast.adapters.redis.retrying import UNTIL
@@ -56,23 +56,15 @@ class _Pool:
     def connection_class(self, kind: Any) -> None:
         self.__dict__["connection_class"] = plain(kind)
 
-    def _admit(self) -> None:
-        here = ambient()
-        if here is None or here.limit == NEVER:
-            return
-        left, needed = here.limit - here.driver.now(), self.holdfast.refuse_below
-        if left <= 0 or left < needed:
-            Command(_POOL).admit(needed)
 
-
-class _OnLoop(_AsyncPool, _Pool):  # type: ignore[misc,valid-type]
+class _PoolOnLoop(_AsyncPool, _Pool):  # type: ignore[misc,valid-type]
     """To be mixed into a pool of `redis.asyncio`."""
 
     async def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """See redis-py."""
         inner: Any = super()
         this: Any = self
-        self._admit()
+        admitted(_POOL, self.holdfast.refuse_below)
         while self._unfinished and not self._waits and not this.can_get_connection():
             # Whoever had the place has gone, so there is one in a moment.
             await asyncio.wait(self._unfinished.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -214,7 +206,7 @@ class _OnLoop(_AsyncPool, _Pool):  # type: ignore[misc,valid-type]
             connection.idling = None
 
 
-class _InThread(_SyncPool, _Pool):  # type: ignore[misc,valid-type]
+class _PoolInThread(_SyncPool, _Pool):  # type: ignore[misc,valid-type]
     """To be mixed into a pool of `redis`."""
 
     async def preclean(self, idle: Duration) -> int:
@@ -244,7 +236,7 @@ class _InThread(_SyncPool, _Pool):  # type: ignore[misc,valid-type]
             inner.release(connection)
 
 
-class _Waiting(_InThread, _BlockingPool):  # type: ignore[misc,valid-type]
+class _BlockingPoolInThread(_PoolInThread, _BlockingPool):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.BlockingConnectionPool`, which has a time-out."""
 
     @property
@@ -274,7 +266,7 @@ class _Waiting(_InThread, _BlockingPool):  # type: ignore[misc,valid-type]
             raise
 
     async def preclean(self, idle: Duration) -> int:
-        """See `_InThread`."""
+        """See `_PoolInThread`."""
         this: Any = self
         this.release = self._release_closed
         taken: list[Any] = []
@@ -320,7 +312,7 @@ def bounded_pool(kind: Any, settings: Settings) -> Any:
 
 
 _KINDS: Final[dict[Any, Any]] = {
-    aio.ConnectionPool: _OnLoop,
-    sync.BlockingConnectionPool: _Waiting,
-    sync.ConnectionPool: _InThread,
+    aio.ConnectionPool: _PoolOnLoop,
+    sync.BlockingConnectionPool: _BlockingPoolInThread,
+    sync.ConnectionPool: _PoolInThread,
 }

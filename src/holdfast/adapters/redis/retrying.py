@@ -15,10 +15,10 @@ from typing import Any, Final
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.retry import Retry
 
-from holdfast.adapters.redis.errors import Command
+from holdfast.adapters.redis.errors import Command, sent_by
 from holdfast.adapters.redis.settings import Settings
 from holdfast.adapters.redis.variants import kind_of, opaque, plain, variant
-from holdfast.domain.errors import HoldfastError
+from holdfast.domain.errors import HoldfastError, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration, Instant, format_duration
 
 __all__ = ["UNTIL", "bounded_retry", "plain_retry"]
@@ -27,11 +27,13 @@ UNTIL: Final[ContextVar[Instant]] = ContextVar("holdfast.redis", default=NEVER)
 """Instant at which whoever waits for a connection has to leave. What connects may go on then, but
 begins nothing new."""
 
+_SENT: Final = "it was sent, and its answer has not come"
+
 _Retry = opaque(Retry)
 _AsyncRetry = opaque(AsyncRetry)
 
 
-class _Blocking(_Retry):  # type: ignore[misc,valid-type]
+class _RetryInThread(_Retry):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.retry.Retry`."""
 
     holdfast: Settings
@@ -47,23 +49,27 @@ class _Blocking(_Retry):  # type: ignore[misc,valid-type]
         this: Any = self
         this._backoff.reset()
         failures = 0
+        sent: Command | None = None
         while True:
             try:
                 return do()
             except this._supported_errors as exc:
+                sent = sent or sent_by(exc)
                 if _final(exc, is_retryable):
+                    if sent is not None and isinstance(exc, InsufficientBudget):
+                        raise sent.over(f"{_SENT}; {exc.cause.detail}") from exc
                     raise
                 failures += 1
                 _ = fail(exc, failures) if with_failure_count else fail(exc)
                 if 0 <= this._retries < failures:
                     raise
                 pause = this._backoff.compute(failures)
-                _room(pause, self.holdfast.refuse_below, exc)
+                _room(pause, self.holdfast.refuse_below, exc, sent)
             if pause > 0:
                 threading.Event().wait(pause)
 
 
-class _OnLoop(_AsyncRetry):  # type: ignore[misc,valid-type]
+class _RetryOnLoop(_AsyncRetry):  # type: ignore[misc,valid-type]
     """To be mixed into a `redis.asyncio.retry.Retry`."""
 
     holdfast: Settings
@@ -79,18 +85,22 @@ class _OnLoop(_AsyncRetry):  # type: ignore[misc,valid-type]
         this: Any = self
         this._backoff.reset()
         failures = 0
+        sent: Command | None = None
         while True:
             try:
                 return await do()
             except this._supported_errors as exc:
+                sent = sent or sent_by(exc)
                 if _final(exc, is_retryable):
+                    if sent is not None and isinstance(exc, InsufficientBudget):
+                        raise sent.over(f"{_SENT}; {exc.cause.detail}") from exc
                     raise
                 failures += 1
                 await (fail(exc, failures) if with_failure_count else fail(exc))
                 if 0 <= this._retries < failures:
                     raise
                 pause = this._backoff.compute(failures)
-                _room(pause, self.holdfast.refuse_below, exc)
+                _room(pause, self.holdfast.refuse_below, exc, sent)
             if pause > 0:
                 await asyncio.sleep(pause)
 
@@ -99,11 +109,12 @@ def _final(exc: Exception, is_retryable: Callable[[Exception], bool] | None) -> 
     return isinstance(exc, HoldfastError) or not (is_retryable is None or is_retryable(exc))
 
 
-def _room(pause: Duration, needed: Duration, error: Exception) -> None:
+def _room(pause: Duration, needed: Duration, error: Exception, sent: Command | None) -> None:
     """Refuse another attempt for which there is no time.
 
     Raises:
-        InsufficientBudget: less is left than the pause and the attempt need.
+        InsufficientBudget: less is left than the pause and the attempt need; nothing was sent.
+        DeadlineExceeded: the same, and an attempt had been sent, so it may have been done.
     """
     command = Command("another attempt")
     until = min(command.limit, UNTIL.get())
@@ -112,6 +123,8 @@ def _room(pause: Duration, needed: Duration, error: Exception) -> None:
         detail = f"not begun, {format_duration(max(0.0, left))} left"
         if needs > 0:
             detail += f", {format_duration(needs)} needed"
+        if sent is not None:
+            raise sent.over(f"{_SENT}; another attempt: {detail}") from error
         raise command.insufficient(command.cause(detail)) from error
 
 
@@ -120,7 +133,7 @@ def bounded_retry(retry: Any, settings: Settings) -> Any:
     if retry is None:
         return None
     theirs = plain(kind_of(retry))
-    ours: Any = _OnLoop if issubclass(theirs, AsyncRetry) else _Blocking
+    ours: Any = _RetryOnLoop if issubclass(theirs, AsyncRetry) else _RetryInThread
     return _as(variant(ours, theirs, settings), retry)
 
 

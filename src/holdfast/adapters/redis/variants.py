@@ -6,14 +6,16 @@ same base as what it is mixed into: `class OnLoop(AbstractConnection)`, never a 
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from holdfast.adapters.redis.settings import Settings
 
 __all__ = ["behind", "kind_of", "opaque", "plain", "variant"]
 
 _MARK = "holdfast"
+_MOST: Final = 256
+"""Classes that are kept: settings may be made anew for each client."""
 
 
 def opaque(kind: Any) -> Any:
@@ -31,7 +33,7 @@ def behind(connection: Any) -> Any:
     return getattr(connection, "_conn", connection)
 
 
-@cache
+@lru_cache(_MOST)
 def variant(ours: Any, theirs: Any, settings: Settings) -> Any:
     """The class that is `theirs` and `ours`, with `settings` as its attribute `holdfast`.
 
