@@ -9,21 +9,16 @@ in the thread and the context that it ran in. Meanwhile `context.is_active()` sa
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Executor, Future
-from contextvars import copy_context
-from threading import Condition
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any
 
 import grpc.aio
 
 from holdfast.adapters.grpc_server.terms import Rules
-from holdfast.runtime.tasks import aside
+from holdfast.runtime.hand import OVER, Hand
 
 __all__ = ["Streamed"]
-
-_END: Final = object()
 
 
 class Streamed:
@@ -46,120 +41,31 @@ class Streamed:
 
     async def serve(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The messages of one call."""
-        loop = asyncio.get_running_loop()
-        hand = _Hand(loop)
+        hand = Hand()
         seen = ThreadContext(context, hand)
         if self._asks:
             request = _requests(context, hand)
-        here = copy_context()
-        running = loop.run_in_executor(self._pool, lambda: here.run(self._run, hand, request, seen))
-        running.add_done_callback(hand.ring)
+        hand.start(self._pool, lambda: self._run(hand, request, seen), self._rules.thread_done)
         try:
-            while (message := await hand.take(running)) is not _END:
+            while (message := await hand.take()) is not OVER:
                 yield message
-            await running  # what it has raised
         finally:
-            running.cancel()  # one that waits for a thread is not begun any more
-            hand.close(self._rules.threads)
+            hand.close(lambda: self._rules.threads.add(hand))
 
-    def _run(self, hand: _Hand, request: Any, context: ThreadContext) -> None:
+    def _run(self, hand: Hand, request: Any, context: ThreadContext) -> None:
         """The function itself, in its thread."""
-        if not hand.begin():
-            return
+        messages = self._inner(request, context)
         try:
-            messages = self._inner(request, context)
-            try:
-                for message in messages:
-                    if not hand.give(message):
-                        return
-            finally:
-                close = getattr(messages, "close", None)
-                if close is not None:
-                    close()
+            for message in messages:
+                if not hand.give(message):
+                    return
         finally:
-            hand.end()
-            self._rules.thread_done(hand)
+            close = getattr(messages, "close", None)
+            if close is not None:
+                close()
 
 
-class _Hand:
-    """From a thread to a task, one message at a time.
-
-    Attributes:
-        loop: of the task.
-        closed: whether nobody takes any more.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.closed = False
-        self._came = asyncio.Event()
-        self._room = Condition()
-        self._runs = False
-        self._messages: list[Any] = []
-
-    def begin(self) -> bool:
-        """In the thread: it begins; whether it should."""
-        with self._room:
-            self._runs = not self.closed
-            return self._runs
-
-    def end(self) -> None:
-        """In the thread: it has ended."""
-        with self._room:
-            self._runs = False
-
-    def give(self, message: Any) -> bool:
-        """In the thread: hand a message over when the one before was taken; whether it will be."""
-        with self._room:
-            while self._messages and not self.closed:
-                self._room.wait()
-            if self.closed:
-                return False
-            self._messages.append(message)
-            self.loop.call_soon_threadsafe(self.ring)  # it runs: the task has not closed this yet
-        return True
-
-    async def take(self, running: asyncio.Future[None]) -> Any:
-        """In the task: the next message, or the end."""
-        while not self._messages:
-            if running.done():
-                return _END
-            await self._came.wait()
-            self._came.clear()
-        with self._room:
-            self._room.notify()
-            return self._messages.pop()
-
-    def ring(self, _: object = None) -> None:
-        """There is something to see."""
-        self._came.set()
-
-    def close(self, threads: set[object]) -> None:
-        """In the task: nobody takes any more. A thread that still runs is added to `threads`."""
-        with self._room:
-            self.closed = True
-            if self._runs:
-                threads.add(self)
-            self._room.notify()
-
-    def ask(self, what: Callable[[], Awaitable[Any]]) -> Any:
-        """In the thread, or in one that it has started: have something done on the loop."""
-        answer: Future[Any] = Future()
-
-        async def do() -> None:
-            try:
-                answer.set_result(await what())
-            except BaseException as error:
-                answer.set_exception(error)
-
-        def begin() -> None:
-            aside(do(), name="holdfast grpc thread")
-
-        self.loop.call_soon_threadsafe(begin)
-        return answer.result()
-
-
-def _requests(context: Any, hand: _Hand) -> Iterator[Any]:
+def _requests(context: Any, hand: Hand) -> Iterator[Any]:
     while not hand.closed:
         try:
             message = hand.ask(context.read)
@@ -180,7 +86,7 @@ class ThreadContext:
 
     __slots__ = ("_context", "_hand")
 
-    def __init__(self, context: Any, hand: _Hand) -> None:
+    def __init__(self, context: Any, hand: Hand) -> None:
         self._context = context
         self._hand = hand
 
