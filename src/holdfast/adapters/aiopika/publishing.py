@@ -107,9 +107,7 @@ async def publish(
     inject(cast("MutableMapping[str, str]", headers), detached=detached, wire=wire)
     properties.headers = headers
     if expire and not detached and work.limit != NEVER:
-        left = int(max(0.0, work.left) * 1000)
-        own = properties.expiration
-        properties.expiration = str(left if own is None else min(left, int(own)))
+        _expire(properties, work.left)
     sent = cast("AbstractMessage", _Sent(message.body, properties))
     try:
         told = await exchange.publish(sent, routing_key, mandatory=mandatory)
@@ -142,3 +140,10 @@ async def _channel_of(exchange: AbstractExchange, work: _Publishing) -> None:
     except asyncio.CancelledError:
         work.interrupted("waiting for a channel, nothing was sent")
         raise
+
+
+def _expire(properties: Basic.Properties, left: Duration) -> None:
+    """Have the broker drop it after `left` seconds, or sooner where it says so itself."""
+    most = int(max(0.0, left) * 1000)
+    own = properties.expiration
+    properties.expiration = str(most if own is None else min(most, int(own)))
