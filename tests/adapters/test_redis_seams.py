@@ -41,6 +41,7 @@ def test_connections_have_the_methods_that_we_take_the_place_of(kind: Any) -> No
     assert names(kind.pack_command) == ["self", "args"]
     assert names(kind.pack_commands) == ["self", "commands"]
     assert names(kind.connect_check_health)[:2] == ["self", "check_health"]
+    assert names(kind.check_health) == ["self"]
     found = names(kind.read_response)
     assert found[:2] == ["self", "disable_decoding"]
     assert {"disconnect_on_error", "push_request"} <= set(found)
