@@ -14,10 +14,18 @@ import grpc.aio
 import pytest
 
 import holdfast
-from holdfast.adapters.grpc_server import stop_begun, stopping
+from holdfast.adapters.grpc_server import (
+    GrpcCarrier,
+    GrpcThreadCarrier,
+    stop_begun,
+    stopping,
+)
+from holdfast.adapters.grpc_server.methods import COMING, Method
 from holdfast.adapters.grpc_server.terms import Stop
+from holdfast.adapters.grpc_server.threads import ThreadMethod
 from holdfast.domain.cause import Cause, CauseKind
 from holdfast.domain.wire.richstatus import DETAILS_KEY, parse_status
+from holdfast.runtime.clock import monotonic
 from tests.adapters.grpc_serving import ENDED, call, metadata_of, refused, shop, until
 from tests.adapters.test_grpc_server import LONG, rpc_status_of, short
 
@@ -100,7 +108,7 @@ async def test_however_long_the_names_are_the_reason_arrives() -> None:
                 assert cause.kind is CauseKind.DEADLINE
                 status = await rpc_status_of(failed.value)
                 assert status.message == failed.value.details()
-        assert served.carrier.in_flight == 0
+        await served.idle()
 
 
 async def test_switched_off_it_bounds_nothing_and_still_stops() -> None:
@@ -143,3 +151,45 @@ async def test_a_waiter_whose_loop_is_closed_keeps_nobody_else_from_the_stop() -
     await asyncio.sleep(0)
     ending.begin()
     await asyncio.wait_for(waiting, ENDED)
+
+
+class Torn:
+    """The context of a call that has ended a moment ago, and does not know that yet."""
+
+    def time_remaining(self) -> None:
+        return None
+
+    def done(self) -> bool:
+        return False
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        return ()
+
+    async def abort(self, *_: Any) -> None:
+        raise grpc.aio.InternalError("the batch failed")
+
+    def add_callback(self, _: Any) -> bool:
+        raise ValueError("as asked")
+
+
+async def test_a_client_that_goes_before_it_is_refused_is_no_error_of_the_server() -> None:
+    async def one(request: bytes, context: Any) -> bytes:
+        return b"one"
+
+    carrier = GrpcCarrier()
+    carrier.close()
+    method = Method(carrier, carrier, "/shop.Orders/One", one, (False, False))
+    COMING.set((monotonic(), ()))
+    with pytest.raises(asyncio.CancelledError):  # which grpc says nothing of
+        await method.serve(b"", Torn())
+    assert carrier.in_flight == 0
+
+
+def test_a_call_that_is_torn_before_it_begins_in_a_thread_is_not_in_flight() -> None:
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"one")
+    carrier = GrpcThreadCarrier()
+    method = ThreadMethod(carrier, "/shop.Orders/One", handler)
+    served: Any = method.handler(monotonic(), ())
+    with pytest.raises(ValueError, match="as asked"):
+        served.unary_unary(b"", Torn())
+    assert carrier.in_flight == 0
