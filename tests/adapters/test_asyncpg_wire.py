@@ -28,7 +28,7 @@ from holdfast.adapters.asyncpg.bounds import (
 )
 from holdfast.adapters.asyncpg.protocol import HeldProtocol
 from holdfast.adapters.asyncpg.replies import Answer, Replies
-from holdfast.adapters.asyncpg.statements import kind_of
+from holdfast.adapters.asyncpg.statements import MAYBE, kind_of, sets_by
 from holdfast.testing.proxy import FaultProxy
 from tests.adapters.test_asyncpg import BOTH, TOLD
 from tests.peers.postgres import Postgres
@@ -115,10 +115,40 @@ def test_kinds() -> None:
         assert not kind_of(text).rolls_back
     assert not kind_of("PREPARE a AS SELECT 1").commits
     assert kind_of("SELECT pg_advisory_unlock_all();\nRESET ALL;").resets
-    assert kind_of("set local statement_timeout = 5").own
-    assert kind_of("SELECT set_config( 'statement_timeout', '5', false)").own
-    assert not kind_of("SHOW statement_timeout").own
     assert kind_of("SELECT '" + "x" * 10_000 + "'").name == "SELECT"
+
+
+@pytest.mark.parametrize(
+    ("text", "resets", "sets"),
+    [
+        ("set local statement_timeout = 5", False, 2),
+        ('SET SESSION "statement_timeout" TO 5', False, 2),
+        ("SELECT 1; SET statement_timeout = 5", False, 2),
+        ("reset statement_timeout", False, 2),
+        ("RESET ALL; SET statement_timeout = 5", False, 2),
+        ("SELECT set_config( 'statement_timeout', '5', false)", False, 2),
+        ("SELECT set_config(name, value, false) FROM a", False, 2),
+        ("SELECT set_config($1, $2, false)", False, MAYBE),
+        ("SELECT set_config('app.user', $1, true)", False, 0),
+        ("DO $$BEGIN SET statement_timeout = 5; END$$", False, 2),
+        ("SET statement_timeout = 5; /* not */ DISCARD ALL", True, 0),
+        ("SELECT 1;\nRESET ALL;\nSET statement_timeout = 5000;", True, 0),
+        ("SHOW statement_timeout", False, 0),
+        ("INSERT INTO a VALUES ('RESET ALL; set statement_timeout')", False, 0),
+        ("SELECT 1 -- discard all", False, 0),
+        ("SELECT 'set statement_timeout = 5'", False, 0),
+        ("RESET work_mem", False, 0),
+        ("SET work_mem = 5", False, 0),
+    ],
+)
+def test_what_sets_the_time_out(text: str, resets: bool, sets: int) -> None:
+    assert (kind_of(text).resets, kind_of(text).sets) == (resets, sets)
+
+
+def test_what_is_set_by_values() -> None:
+    kind = kind_of("SELECT set_config($1, $2, false)")
+    assert sets_by(kind, ("Statement_Timeout", "5")).sets
+    assert not sets_by(kind, ("app.user", "5", None, 5)).sets
 
 
 # -- answers ---------------------------------------------------------------------------------------

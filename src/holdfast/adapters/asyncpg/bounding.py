@@ -69,8 +69,11 @@ class Bounding(Telling):
         self.unsettled = True
         self.least = self.most = nan  # whatever is next takes the long way
 
-    async def _ready(self, statement: Statement) -> None:
-        """What must be over before anything is written: a cancelled operation, the question."""
+    async def _ready(self, statement: Statement, kind: Kind, timeout: Any) -> Any:
+        """What must be over before anything is written: a cancelled operation, the question.
+
+        Returns what is left of `timeout`.
+        """
         if self.unsettled:
             self.unsettled = False
             self.knows(self.known, in_block=self.in_block)
@@ -84,8 +87,16 @@ class Bounding(Telling):
                 raise asyncpg.ConnectionDoesNotExistError(
                     "the statement before was cancelled and did not end: the connection is closed"
                 ) from exc
-        if self.base is None and self.is_connected():
+        ends = kind.commits or kind.rolls_back or kind.resets
+        asks = self.base is None or (self.unsure and not ends)
+        if not asks or not self.is_connected():
+            return timeout
+        begun = statement.now()
+        bound = self._get_timeout(None) if timeout is None else timeout
+        bound = bound if isinstance(bound, int | float) else None  # asyncpg has a mark for "never"
+        async with asyncio.timeout(bound):
             await self.learn()
+        return timeout if bound is None else max(0.001, bound - (statement.now() - begun))
 
     async def _held(
         self, kind: Kind, operation: Operation, timeout: Any, *, follows: bool, syncs: bool = True
@@ -102,16 +113,18 @@ class Bounding(Telling):
         if self.busy:  # asyncpg says that it is, and writes nothing
             return await operation(timeout)
         statement = Statement(kind.name)
-        self.busy, ours = True, False
+        self.busy, ours, failed = True, False, True
         try:
             if statement.limit != NEVER:
                 if not (kind.commits or kind.rolls_back):
                     statement.admit(self.refuse_below)
                 timeout, ours = statement.bound(timeout)
-            if self.base is None or self.unsettled or self._is_cancelling():
-                await self._ready(statement)
+            self.leaves()
+            if self.base is None or self.unsure or self.unsettled or self._is_cancelling():
+                timeout = await self._ready(statement, kind, timeout)
             self.tell(statement, kind, follows=follows)
             result = await operation(timeout)
+            failed = False
         except asyncio.CancelledError:
             self._upset()
             self.ahead = 0
@@ -128,15 +141,21 @@ class Bounding(Telling):
             self.busy = False
             if syncs:
                 self.ahead = 0
-        if kind.resets:
-            self.own = False
-            self.knows(None if self.is_in_transaction() else kind.keeps or self.base)
-        elif kind.own:
-            self.own = True
-            self.knows(None)
-        elif kind.rolls_back and self.in_block:
-            self.knows(None)
+            if kind.special and syncs:
+                self._afterwards(kind, failed)
         return result
+
+    def _afterwards(self, kind: Kind, failed: bool) -> None:
+        """What is known of the time-out after a statement that may have changed it."""
+        if kind.sets or (kind.resets and failed):
+            self.touched()
+        elif kind.resets:
+            self.set_back(kind.keeps)
+        elif kind.ends and self.in_block:
+            self.leaves()
+            if self.in_block:  # to a savepoint; or the next one has begun
+                self.unsure = self.outer_base is not None
+                self.knows(None, in_block=True)
 
     def _close_prefix(self, exc: Exception) -> None:
         """Where an operation has failed on our side the prefix has no Sync: it needs one."""

@@ -3,22 +3,30 @@
 asyncpg has one too. That asks the server for TLS first, also where the connection has none, which
 is a round trip more, and where it is cut it leaves an error behind that nobody retrieves.
 
-What belongs here: what asyncpg leaves to be done after a cancellation. Trap: the server has passed
-a request on only when it has closed.
+What belongs here: what asyncpg leaves to be done after a cancellation. Traps: the server has passed
+a request on only when it has closed; and pgbouncer before 1.19 ends itself ("bad client state")
+where who asks has gone before that, so a request that is sent is waited for, by nobody if need be.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from struct import pack
 from traceback import walk_tb
 from typing import Any, Final
 
+import asyncpg
 from asyncpg.connect_utils import TLSUpgradeProto
 
-__all__ = ["request_cancel", "retrieved"]
+from holdfast.domain.instant import Duration
+from holdfast.runtime.tasks import aside
+
+__all__ = ["left_alone", "request_cancel", "retrieved"]
 
 _CODE: Final = 80_877_102
+_PATIENCE: Final[Duration] = 10.0
+"""Seconds that a request may take which nobody waits for."""
 
 
 class _Request(asyncio.Protocol):
@@ -58,6 +66,28 @@ async def request_cancel(
         await done
     finally:
         transport.abort()
+
+
+async def left_alone(request: Coroutine[Any, Any, None]) -> None:
+    """Await `request`, which goes on where this is cancelled, until it has ended or is too old.
+
+    Raises:
+        OSError: it cannot be reached, or is too old.
+    """
+    task = aside(_bounded(request), name="asyncpg cancel request under way")
+    exc = await asyncio.shield(task)
+    if exc is not None:
+        raise exc
+
+
+async def _bounded(request: Coroutine[Any, Any, None]) -> Exception | None:
+    # What it raises is handed over, as there may be nobody any more who would look at it.
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await request
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        return exc
+    return None
 
 
 def retrieved(exc: BaseException | None) -> None:

@@ -19,7 +19,7 @@ from weakref import WeakMethod
 import asyncpg
 from asyncpg import connect_utils
 
-from holdfast.adapters.asyncpg.cancelling import request_cancel, retrieved
+from holdfast.adapters.asyncpg.cancelling import left_alone, request_cancel, retrieved
 from holdfast.adapters.asyncpg.errors import Dial, Statement
 from holdfast.adapters.asyncpg.protocol import HeldProtocol, adopt
 from holdfast.adapters.asyncpg.transaction import HeldTransaction
@@ -170,17 +170,19 @@ class HeldConnection(_Base):
         if protocol is None:
             return
         key: tuple[int, int] = (protocol.backend_pid, protocol.backend_secret)
+        request = (
+            _connect_utils._cancel(
+                loop=self._loop,
+                addr=self._addr,
+                params=self._params,
+                backend_pid=key[0],
+                backend_secret=key[1],
+            )
+            if protocol.is_ssl
+            else request_cancel(self._loop, self._addr, *key)
+        )
         with suppress(ConnectionResetError):
-            if protocol.is_ssl:
-                await _connect_utils._cancel(
-                    loop=self._loop,
-                    addr=self._addr,
-                    params=self._params,
-                    backend_pid=key[0],
-                    backend_secret=key[1],
-                )
-            else:
-                await request_cancel(self._loop, self._addr, *key)
+            await left_alone(request)
 
 
 async def connecting(

@@ -95,14 +95,21 @@ class HeldPool(_Base):
         connection._con._on_release()
         bound = self._grace if timeout is None else timeout
         # Outside of the scope: that one may have ended, and the place must be given back.
-        giving = aside(self._given_back(connection._holder, bound), name="asyncpg release")
+        giving = aside(self._given_back(connection, bound), name="asyncpg release")
         return await asyncio.shield(giving)
 
-    async def _given_back(self, holder: Any, bound: Duration) -> None:
+    async def _given_back(self, place: Any, bound: Duration) -> None:
+        holder = place._holder
+        if holder._proxy is not place:  # lost meanwhile, so free: the next one may have it already
+            return
         try:
             await holder.release(bound)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
-            # A time-out is an OSError. asyncpg has closed the connection, and freed the place.
+        except Exception as exc:
+            # A time-out is an OSError. asyncpg has closed the connection and freed the place. Where
+            # it was lost while it was given back, asyncpg says whatever comes of that.
+            known = isinstance(exc, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError))
+            if not known and holder._proxy is place:
+                raise
             _log.info("a connection was thrown away instead of given back: %r", exc)
 
     # -- the end ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from asyncpg.protocol.protocol import Protocol
 
 from holdfast.adapters.asyncpg.bounding import CLOSE, COPY, Bounding
 from holdfast.adapters.asyncpg.replies import Replies
-from holdfast.adapters.asyncpg.statements import ORDINARY, Kind, kind_of
+from holdfast.adapters.asyncpg.statements import MAYBE, ORDINARY, Kind, kind_of, sets_by
 from holdfast.domain.instant import NEVER
 from holdfast.runtime.scope import AMBIENT, running_task
 
@@ -39,6 +39,7 @@ def adopt(protocol: Any, transport: Any, abandon: WeakMethod[Callable[[], None]]
     held = cast("HeldProtocol", protocol)
     held.replies = Replies()
     held.awaited = held.replies.awaited
+    held.told = set()
     held.wire = transport
     held.abandon = abandon
     held.busy = held.unsettled = False  # what is looked at each time is found sooner here
@@ -109,8 +110,11 @@ class HeldProtocol(Bounding):
             or query not in ORDINARY
             or (here is not None and (here.outcome is not None or here.task is not running_task()))
         ):
+            kind = kind_of(query)
+            if kind.sets == MAYBE:
+                kind = sets_by(kind, args)
             rest = (state, args, portal_name, limit, return_extra)
-            return await self._bind_execute(kind_of(query), rest, timeout)
+            return await self._bind_execute(kind, rest, timeout)
         self.busy = True
         try:
             return await _bind_execute(self, state, args, portal_name, limit, return_extra, timeout)
