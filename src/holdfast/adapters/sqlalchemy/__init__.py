@@ -47,6 +47,7 @@ def instrument(
     commit_grace: Duration = 1.0,
     grace: Duration = 0.5,
     tell_server: bool = True,
+    connection_class: Any = None,
 ) -> E:
     """Bound an engine by the ambient deadline; the same engine. Once more: with other options.
 
@@ -64,16 +65,21 @@ def instrument(
         grace: seconds that a rollback, and then the end of a connection, may.
         tell_server: whether PostgreSQL is told what is left where the driver does not do it. With
             asyncpg and psycopg that costs a round trip for each transaction.
+        connection_class: of the driver's connections, for those that are made from now on, with the
+            parameters that the engine has: `HeldConnection` of `holdfast.adapters.asyncpg`, or of
+            `holdfast.adapters.psycopg` `AsyncConnection` or, in threads, `Connection`.
 
     Raises:
-        TypeError: `engine` is something else.
+        TypeError: `engine` is something else; or a class is given to a driver that takes none.
         ValueError: a number of seconds is negative, or a grace infinite.
     """
     plain = _plain(engine)
     if not (refuse_below >= 0 and 0 <= commit_grace < NEVER and 0 <= grace < NEVER):
         raise ValueError("seconds must be zero or more, and a grace finite")
+    if connection_class is not None and plain.dialect.driver not in ("asyncpg", "psycopg"):
+        raise TypeError(f"{plain.dialect.driver} takes no class of connections")
     uninstrument(engine)
-    hooks = Hooks(plain, refuse_below, commit_grace, grace, tell_server)
+    hooks = Hooks(plain, refuse_below, commit_grace, grace, tell_server, connection_class)
     hooks.install()
     bind_pool(plain.pool, refuse_below)
     setattr(plain.dialect, _MARK, hooks)

@@ -2,7 +2,8 @@
 
     commit      behind a shield: what would cancel it waits for its answer, for no longer than the
                 grace. Without an answer the outcome is unknown, and the connection is thrown away
-    rollback    likewise; without an answer the connection is thrown away, which rolls it back
+    rollback    likewise, to a savepoint too; without an answer the connection is thrown away, which
+                rolls it back. It is never refused: what was to be undone would be committed later
     close       by a task of its own, which first has the server end what still runs; after the
                 grace the socket is closed hard
 
@@ -14,6 +15,7 @@ Starlette again at every await, so what is waited for must be behind a shield of
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,11 +28,18 @@ from holdfast.adapters.sqlalchemy.errors import Statement, ours_behind, ours_for
 from holdfast.domain.cause import CauseKind
 from holdfast.domain.errors import OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import Duration
-from holdfast.runtime.scope import ambient, running_task
+from holdfast.runtime.ambient import timeout
+from holdfast.runtime.scope import AMBIENT, ambient, running_task
 from holdfast.runtime.shield import Shield, let_come
 from holdfast.runtime.tasks import aside
 
-__all__ = ["close_within", "commit_by_driver", "commit_within", "rollback_within"]
+__all__ = [
+    "close_within",
+    "commit_by_driver",
+    "commit_within",
+    "in_thread_within",
+    "rollback_within",
+]
 
 _log: Final = logging.getLogger("holdfast.adapters.sqlalchemy")
 _LEAST: Final[Duration] = 0.02
@@ -150,6 +159,27 @@ def rollback_within(grace: Duration, rollback: Callable[[Any], Any], name: str, 
             raise
         raise
     shield.leave(None)
+
+
+def in_thread_within(grace: Duration, rollback: Callable[[], Any]) -> None:
+    """Roll back in a thread by a driver that keeps deadlines, as if the one here were `grace` away.
+
+    Args:
+        grace: seconds.
+        rollback: what SQLAlchemy would do.
+    """
+
+    def work() -> None:
+        AMBIENT.set(None)
+        scope = timeout(grace, name="rollback").enter_plain()
+        try:
+            rollback()
+        except BaseException as exc:
+            scope.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+        scope.__exit__(None, None, None)
+
+    contextvars.copy_context().run(work)
 
 
 def close_within(grace: Duration, close: Callable[[Any], Any], name: str, connection: Any) -> None:

@@ -23,7 +23,16 @@ from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
 
-__all__ = ["CommitUnknown", "PoolWait", "Statement", "is_server_timeout", "ours_behind", "ours_for"]
+__all__ = [
+    "CommitUnknown",
+    "Dial",
+    "PoolWait",
+    "Statement",
+    "is_interrupt",
+    "is_server_timeout",
+    "ours_behind",
+    "ours_for",
+]
 
 _HOME: Final = "holdfast.adapters.sqlalchemy"
 _BLANK: Final = (
@@ -84,6 +93,13 @@ class Statement(Bounded):
         return made
 
 
+class Dial(Statement):
+    """What is bounded is an attempt to connect."""
+
+    __slots__ = ()
+    phase = Phase.CONNECT
+
+
 def _filled(error: Any, theirs: Any = None) -> Any:
     """With what SQLAlchemy keeps in its errors of statements."""
     error.detail = []
@@ -141,3 +157,9 @@ def is_server_timeout(error: Any) -> bool:
         return bool(state == _QUERY_CANCELED)
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in (_SQLITE_BUSY, _SQLITE_INTERRUPT)
+
+
+def is_interrupt(error: Any) -> bool:
+    """Whether SQLite was interrupted in a statement; then it may have rolled back by itself."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) == _SQLITE_INTERRUPT

@@ -7,48 +7,41 @@ close there is none that could wait or refuse, so these methods of the engine's 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from sqlalchemy import event, exc
 
+from holdfast.adapters.sqlalchemy.dialling import dialled
 from holdfast.adapters.sqlalchemy.endings import (
     close_within,
     commit_by_driver,
     commit_within,
+    in_thread_within,
     rollback_within,
 )
-from holdfast.adapters.sqlalchemy.errors import (
-    Statement,
-    is_server_timeout,
-    ours_behind,
-    ours_for,
-)
+from holdfast.adapters.sqlalchemy.errors import Statement
+from holdfast.adapters.sqlalchemy.faults import Faults, autocommits
 from holdfast.adapters.sqlalchemy.postgres import ServerTimeout
-from holdfast.adapters.sqlalchemy.sqlite import ProgressBound
-from holdfast.adapters.sqlalchemy.state import State, state_of
-from holdfast.domain.cause import CauseKind
-from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown, ScopeEnded
+from holdfast.adapters.sqlalchemy.sqlite import ProgressBound, inside
+from holdfast.adapters.sqlalchemy.state import state_of
+from holdfast.adapters.sqlalchemy.words import kind_of
+from holdfast.domain.errors import InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration
 from holdfast.runtime.scope import ambient
 
 __all__ = ["Hooks"]
 
 _POSTGRES: Final = frozenset({"asyncpg", "psycopg", "psycopg2"})
-_LIBPQ: Final = frozenset({"psycopg", "psycopg2"})
 _COVERED: Final = (
+    "connect",
     "do_commit",
     "do_rollback",
     "do_rollback_to_savepoint",
+    "do_release_savepoint",
     "do_close",
     "do_terminate",
 )
-_USABLE: Final = frozenset({0, 2, 3})
-"""Of libpq's transaction status: idle, in a transaction, or in one that has failed."""
-_NAME: Final = 48
-_SLACK: Final[Duration] = 0.05
-"""Seconds: what a server is told is what was left, a little earlier."""
 
 
 class Hooks:
@@ -60,6 +53,7 @@ class Hooks:
         commit_grace: seconds.
         grace: seconds for rollbacks and closes.
         tell_server: whether a plain driver's server is told what is left.
+        connection_class: of the driver, for new connections; none for what the dialect takes.
     """
 
     def __init__(
@@ -69,6 +63,7 @@ class Hooks:
         commit_grace: Duration,
         grace: Duration,
         tell_server: bool,
+        connection_class: Any,
     ) -> None:
         self.engine = engine
         self.dialect = dialect = engine.dialect
@@ -76,6 +71,7 @@ class Hooks:
         self._refuse_below = refuse_below
         self._commit_grace = commit_grace
         self._grace = grace
+        self._connection_class = connection_class
         self._is_async: bool = dialect.is_async
         self._server: ServerTimeout | None = None
         self._progress: ProgressBound | None = None
@@ -84,6 +80,7 @@ class Hooks:
             self._server = ServerTimeout(self._driver)
         elif dialect.name == "sqlite" and self._driver in ("pysqlite", "aiosqlite"):
             self._progress = ProgressBound(self._is_async)
+        self._faults = Faults(self._driver, self._progress)
 
     def install(self) -> None:
         """Listen to the engine, and cover methods of its dialect."""
@@ -104,14 +101,16 @@ class Hooks:
             ("do_execute", self._do_execute),
             ("do_executemany", self._do_executemany),
             ("do_execute_no_params", self._do_execute_no_params),
-            ("do_connect", self._do_connect),
-            ("handle_error", self._handle_error),
+            ("handle_error", self._faults.handle),
             ("checkin", self._checkin),
         ]
 
     # -- statements ------------------------------------------------------------------------------
 
     def _do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any) -> bool:
+        if kind_of(statement).undoes and context is not None:
+            self._undo(context, self.dialect.do_execute, cursor, statement, parameters, context)
+            return True
         text = self._bounded(cursor, statement, context, many=False)
         if text is statement:
             return False
@@ -119,6 +118,9 @@ class Hooks:
         return True
 
     def _do_execute_no_params(self, cursor: Any, statement: Any, context: Any) -> bool:
+        if kind_of(statement).undoes and context is not None:
+            self._undo(context, self.dialect.do_execute_no_params, cursor, statement, context)
+            return True
         text = self._bounded(cursor, statement, context, many=False)
         if text is statement:
             return False
@@ -148,32 +150,30 @@ class Hooks:
         if here is not None and here.limit != NEVER:
             left = here.limit - here.driver.now()
             if left <= 0 or left < self._refuse_below:
-                Statement(_name(statement)).admit(self._refuse_below)
+                Statement(kind_of(statement).verb).admit(self._refuse_below)
         held = context.root_connection.connection
         state = state_of(held)
         if here is not None:
             state.began = here.driver.now()
         if self._progress is not None:
-            state.here, state.limit, state.cut = here, NEVER, False
+            if state.cut:
+                self._progress.settle(state, held)
+            self._progress.refuse(state)
+            state.inside = inside(held)
+            state.here, state.limit = here, NEVER
             if here is not None:
                 state.limit, state.now = here.limit, here.driver.now
             self._progress.arm(state, held, left)
-        elif self._server is not None and not state.by_driver and not _autocommits(held):
+        elif self._server is not None and not state.by_driver and not autocommits(held):
             alone = many or getattr(cursor, "name", None) is not None
             return self._server.arm(state, held, left, statement, alone)
         return statement
 
     # -- connections -----------------------------------------------------------------------------
 
-    def _do_connect(self, dialect: Any, record: Any, args: Any, options: dict[str, Any]) -> None:
-        here = ambient()
-        if here is None or here.limit == NEVER:
-            return
-        left = here.remaining()
-        if self._driver in _LIBPQ:
-            # libpq counts in seconds, and takes less than two for two.
-            own = float(options.get("connect_timeout") or math.inf)
-            options["connect_timeout"] = max(2, math.ceil(min(own, left)))
+    def _connect(self, *args: Any, **options: Any) -> Any:
+        plain: Callable[..., Any] = self._plain.connect
+        return dialled(self.dialect, plain, self._connection_class, args, options)
 
     def _do_close(self, connection: Any) -> None:
         self._closed(self._plain.do_close, connection)
@@ -194,25 +194,67 @@ class Hooks:
         """What comes back to the pool closed, or in the middle of something, does not stay."""
         if connection is None:
             return
-        driver: Any = record.driver_connection
-        if self._driver == "asyncpg":
-            sound = not driver.is_closed()
-        elif self._driver == "psycopg":
-            sound = driver.pgconn.transaction_status in _USABLE
-        else:
-            return
-        if not sound:
+        if not self._faults.is_sound(record.driver_connection):
             record.invalidate()
 
     # -- transactions ----------------------------------------------------------------------------
 
+    def _undo(self, context: Any, run: Callable[..., Any], *args: Any) -> None:
+        """Roll back by a statement, to a savepoint mostly: never refused, and within the grace."""
+        held = context.root_connection.connection
+        state = state_of(held)
+        state.began = Statement("ROLLBACK").begun
+        state.undo()
+        if self._progress is not None:
+            if state.cut:
+                self._progress.settle(state, held)
+            if state.lost:
+                return  # all of it is rolled back
+        if ambient() is None:
+            run(*args)
+        elif self._is_async:
+            rollback_within(self._grace, lambda _: run(*args), self._driver, held)
+        elif state.by_driver:
+            in_thread_within(self._grace, lambda: run(*args))
+        else:
+            run(*args)
+
     def _do_rollback_to_savepoint(self, connection: Any, name: str) -> None:
-        self._plain.do_rollback_to_savepoint(self.dialect, connection, name)
-        state_of(connection.connection).told = None
+        def undo(_: Any) -> None:
+            self._plain.do_rollback_to_savepoint(self.dialect, connection, name)
+
+        if self._is_async and ambient() is not None:  # aiosqlite awaits before the statement too
+            rollback_within(self._grace, undo, self._driver, connection.connection)
+        else:
+            undo(None)
+
+    def _do_release_savepoint(self, connection: Any, name: str) -> None:
+        try:
+            self._plain.do_release_savepoint(self.dialect, connection, name)
+        except BaseException as error:
+            # Its caller hears an error, so nothing of it may stay.
+            cut = self._progress is not None and isinstance(error, asyncio.CancelledError)
+            if cut or isinstance(error, InsufficientBudget):
+                self._unrelease(connection, name)
+            raise
+
+    def _unrelease(self, connection: Any, name: str) -> None:
+        try:
+            self.dialect.do_rollback_to_savepoint(connection, name)
+        except exc.DBAPIError:
+            if self._progress is None:
+                raise
+            state_of(connection.connection).lost = True  # it was released all the same
 
     def _do_commit(self, held: Any) -> None:
         state = state_of(held)
-        Statement("COMMIT").admit()
+        bounds = Statement("COMMIT")
+        bounds.admit()
+        if self._progress is not None:
+            if state.cut:
+                self._progress.settle(state, held)
+            self._progress.refuse(state)
+        state.began = bounds.begun
         state.committing = True
         if state.by_driver:
             commit_by_driver(self._commit, self._driver, held)
@@ -221,115 +263,23 @@ class Hooks:
         else:
             self._commit(held)
         state.committing = False
-        state.told = None
+        state.end()
 
     def _commit(self, held: Any) -> None:
         self._plain.do_commit(self.dialect, held)
 
     def _do_rollback(self, held: Any) -> None:
         state = state_of(held)
-        state.told, state.limit, state.here = None, NEVER, None
-        if self._is_async and not state.by_driver and ambient() is not None:
+        state.end()
+        state.limit, state.here = NEVER, None
+        here = ambient()
+        if here is not None:
+            state.began = here.driver.now()
+        if self._is_async and not state.by_driver and here is not None:
             rollback_within(self._grace, self._rollback, self._driver, held)
         else:
             self._rollback(held)
-        state.cut = False
+        state.cut = state.lost = False
 
     def _rollback(self, held: Any) -> None:
         self._plain.do_rollback(self.dialect, held)
-
-    # -- errors ----------------------------------------------------------------------------------
-
-    def _handle_error(self, context: Any) -> ScopeEnded | None:
-        error: BaseException = context.original_exception
-        held, state = self._of(context)
-        committing = state is not None and state.committing
-        if state is not None:
-            state.committing = False
-        if isinstance(error, asyncio.CancelledError):
-            if state is not None:
-                if self._survives(held, state):
-                    context.is_disconnect = False
-                if not state.by_driver and context.statement:
-                    bounds = Statement(_name(context.statement))
-                    bounds.begun = min(bounds.begun, state.began)
-                    bounds.interrupted()
-            return None
-        found = ours_behind(error)
-        if found is not None:
-            made_here = isinstance(found, exc.SQLAlchemyError)
-            refused = made_here and isinstance(found, InsufficientBudget)  # nothing was sent
-            unknown = isinstance(found, OutcomeUnknown) and self._progress is None
-            # SQLAlchemy takes every time-out for the end of the connection.
-            context.is_disconnect = unknown or not (refused or self._is_usable(held))
-            context.invalidate_pool_on_disconnect = False
-            return None if made_here else ours_for(found, context.sqlalchemy_exception)
-        theirs = context.sqlalchemy_exception
-        if committing and context.is_disconnect and theirs is not None:
-            bounds = Statement("COMMIT")
-            detail = "the connection was lost after the commit was sent"
-            return ours_for(bounds.cause(detail), theirs)
-        return self._late(error, theirs, context)
-
-    def _late(self, error: BaseException, theirs: Any, context: Any) -> ScopeEnded | None:
-        """Ours, where an error of a driver means that the time is over."""
-        here = ambient()
-        if here is None:
-            return None
-        bounds = Statement(_name(context.statement or "connect"))
-        reached = here.reached()
-        server = is_server_timeout(error)
-        if reached is not None and reached.kind is not CauseKind.DEADLINE and server:
-            return ours_for(_Ended(bounds.cause("interrupted", kind=reached.kind)), theirs)
-        slack = _SLACK if server else 0.0
-        # A connection that is lost then was given up for it, or could not be made in time.
-        lost = context.connection is None or context.is_disconnect
-        if bounds.left > slack or not (server or lost):
-            return None
-        if theirs is None:
-            return bounds.over(str(error))
-        return ours_for(bounds.over(str(theirs.orig)), theirs)
-
-    def _of(self, context: Any) -> tuple[Any, State | None]:
-        connection = context.connection
-        if connection is None or connection.closed or connection.invalidated:
-            return None, None
-        held = connection.connection
-        return held, state_of(held)
-
-    def _survives(self, held: Any, state: State) -> bool:
-        """Whether a connection can be used after a cancellation has cut a statement."""
-        if self._progress is not None:
-            state.cut = True  # the rollback waits behind it
-            return True
-        return state.by_driver and self._is_usable(held)
-
-    def _is_usable(self, held: Any) -> bool:
-        if held is None:
-            return False
-        driver: Any = held.driver_connection
-        if self._driver == "asyncpg":
-            if driver.is_closed():
-                return False
-            # Else a BEGIN was cut, of which nobody knows whether it was done.
-            plain = held.dbapi_connection
-            begun = getattr(plain, "_started", plain._transaction is not None)  # the former in 2.0
-            return begun or _autocommits(held)
-        if self._driver == "psycopg":
-            return driver.pgconn.transaction_status in _USABLE
-        return True
-
-
-class _Ended(ScopeEnded):
-    """What a scope that was cancelled means for a thread below it."""
-
-
-def _name(statement: Any) -> str:
-    return " ".join(str(statement)[:_NAME].split())
-
-
-def _autocommits(held: Any) -> bool:
-    plain = held.dbapi_connection
-    if hasattr(plain, "autocommit"):
-        return bool(plain.autocommit)
-    return bool(plain.isolation_level == "autocommit")

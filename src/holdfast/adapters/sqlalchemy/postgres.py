@@ -7,7 +7,8 @@ cannot do that in one message, and it costs a round trip: in the first statement
 and again only where what was said would be too early, or too late by more than a tenth.
 
 Left alone: connections in AUTOCOMMIT, where it could only be said for the whole session; and
-drivers that see to it by themselves. A bound that the server has of its own is never loosened.
+drivers that see to it by themselves. A bound that the server has of its own is never loosened, nor
+one that the application sets: after a statement that may have done so the server is asked anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from holdfast.adapters.sqlalchemy.state import State
+from holdfast.adapters.sqlalchemy.words import kind_of
 from holdfast.domain.instant import NEVER, Duration
 
 __all__ = ["ServerTimeout"]
@@ -49,6 +51,13 @@ class ServerTimeout:
             statement: that is to be executed.
             alone: whether a command in front of it in the same message would break it.
         """
+        text = self._armed(state, held, left, statement, alone)
+        if kind_of(statement).sets:
+            state.own = state.told = None
+            state.by_hand = True
+        return text
+
+    def _armed(self, state: State, held: Any, left: Duration, statement: str, alone: bool) -> str:
         if left == NEVER and state.told is None:
             return statement
         if state.own is None:

@@ -12,8 +12,9 @@ from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.hosted import HostedNode
 
-__all__ = ["State", "state_of"]
+__all__ = ["UNSURE", "State", "state_of"]
 
+UNSURE: Final = -1
 _KEY: Final = "holdfast"
 
 
@@ -22,7 +23,9 @@ class State:
 
     Attributes:
         began: instant at which the last statement began that had a deadline.
-        told: milliseconds that the server was told in this transaction; none before.
+        told: milliseconds that the server was told in this transaction; none before, and
+            `UNSURE` when a part of it was rolled back since.
+        by_hand: the application may have set the time-out by itself in this transaction.
         own: milliseconds of the server's own bound, 0 for none; none while it is not known.
         limit: instant at which what runs now is interrupted (SQLite).
         here: the scope that it runs in (SQLite).
@@ -31,6 +34,9 @@ class State:
         busy: seconds that a lock is waited for now (SQLite); none while that is not known.
         patience: seconds that the application wants a lock to be waited for (SQLite).
         committing: a commit is under way.
+        inside: it was in a transaction when the last statement began (SQLite).
+        lost: a statement was interrupted, and nobody may go on with what SQLite has left of the
+            transaction.
         by_driver: the driver keeps deadlines by itself.
     """
 
@@ -38,10 +44,13 @@ class State:
         "began",
         "busy",
         "by_driver",
+        "by_hand",
         "committing",
         "cut",
         "here",
+        "inside",
         "limit",
+        "lost",
         "now",
         "own",
         "patience",
@@ -60,6 +69,23 @@ class State:
         self.busy: Duration | None = None
         self.patience: Duration = 0.0
         self.committing = False
+        self.by_hand = False
+        self.inside = False
+        self.lost = False
+
+    def end(self) -> None:
+        """The transaction is over, and what the server was told with it."""
+        self.told = None
+        if self.by_hand:
+            self.own, self.by_hand = None, False
+
+    def undo(self) -> None:
+        """A part of the transaction is rolled back, and perhaps what the server was told in it."""
+        self.limit, self.here = NEVER, None
+        if self.by_hand:
+            self.own = self.told = None
+        elif self.told is not None:
+            self.told = UNSURE
 
 
 def state_of(held: Any) -> State:
