@@ -12,6 +12,7 @@ import pytest
 
 import holdfast
 from holdfast.adapters.asyncpg import HeldConnection, connect
+from holdfast.adapters.asyncpg.cancelling import left_alone, request_cancel
 from holdfast.domain.errors import OutcomeUnknown
 from holdfast.testing.proxy import FaultProxy
 from tests.adapters.test_asyncpg import BOTH, ENDED, none_at_work, until, within
@@ -125,6 +126,46 @@ async def test_a_cancel_request_that_is_lost_is_sent_again(postgres: Postgres) -
         assert await connection.fetchval("SELECT 2") == 2
         assert now() - at < ENDED
     await none_at_work(postgres, "pg_sleep(73)")
+
+
+@pytest.mark.real_time(*BOTH)
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 20])
+async def test_a_cancel_request_that_is_sent_is_waited_for(steps: int) -> None:
+    """Whoever has asked may go; who is asked is not left before the answer."""
+    ends: list[str] = []
+
+    async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            ends.append("sent" if await reader.read(16) else "nothing")
+            await asyncio.sleep(0.05)
+            ends.append("left" if reader.at_eof() else "waited for")
+        except ConnectionError:
+            ends.append("left")
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(asked, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    request = request_cancel(asyncio.get_running_loop(), address, 1, 2)
+    task = asyncio.ensure_future(left_alone(request))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    async with asyncio.timeout(ENDED):
+        while len(ends) < 2:  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0.01)
+    assert ends == ["sent", "waited for"]
+    await asyncio.sleep(0.05)
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.real_time
+async def test_a_cancel_request_that_nobody_takes_is_an_error_for_who_waits() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(OSError, match="onnect"):
+        await left_alone(request_cancel(loop, ("127.0.0.1", 9), 1, 2))
 
 
 # -- a server that is frozen or gone ---------------------------------------------------------------

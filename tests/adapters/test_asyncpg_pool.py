@@ -23,6 +23,10 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def soon(call: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_soon(call)
+
+
 async def pool_of(server: Postgres, name: str, **options: Any) -> HeldPool:
     port = options.pop("port", None)
     options = {"min_size": 0, "max_size": 2, **options}
@@ -197,6 +201,49 @@ async def test_a_killed_backend_is_replaced(postgres: Postgres) -> None:
     await pool.close()
 
 
+@pytest.mark.real_time(*BOTH)
+@pytest.mark.parametrize("when", ["before", "at once", "soon", "later"])
+async def test_a_connection_that_is_lost_while_it_is_given_back(
+    postgres: Postgres, when: str
+) -> None:
+    """What was done is done: to leave the block is no error, and the place is there again, once."""
+    pool = await pool_of(postgres, "lost", max_size=1)
+    loop = asyncio.get_running_loop()
+    for n in range(10):
+        async with pool.acquire() as place:
+            assert await place.fetchval("SELECT $1::int", n) == n
+            lose: Callable[[], None] = place._con.terminate
+            if when == "before":
+                lose()
+            elif when == "at once":
+                loop.call_soon(lose)
+            elif when == "soon":
+                loop.call_soon(soon, lose)
+            else:
+                loop.call_later(0.0005 * n, lose)
+        await asyncio.sleep(0.006)  # who has it next must not lose it
+        one = await pool.acquire(timeout=ENDED)
+        with pytest.raises(TimeoutError):
+            await pool.acquire(timeout=0.01)
+        await pool.release(one)
+    await pool.close()
+
+
+@pytest.mark.real_time(*BOTH)
+async def test_a_place_that_others_have_already_is_not_given_back(postgres: Postgres) -> None:
+    pool = await pool_of(postgres, "others", max_size=1)
+    place = await pool.acquire()
+    giving = asyncio.ensure_future(pool.release(place))
+    while place._con is not None and not giving.done():
+        place._con.terminate()
+        await asyncio.sleep(0)
+    other = await pool.acquire(timeout=ENDED)
+    await giving
+    assert await other.fetchval("SELECT 5") == 5
+    await pool.release(other)
+    await pool.close()
+
+
 @pytest.mark.real_time
 async def test_what_the_next_one_needs_stays_set(postgres: Postgres) -> None:
     """A place that is used with the same budget again and again is told once."""
@@ -276,7 +323,7 @@ async def cancellations(server: Postgres, count: int, places: int = 8) -> None:
             wrong.append((n, got))
 
     async def cut(n: int) -> None:
-        way, after = dice.randrange(6), dice.random() * 0.012
+        way, after, again = dice.randrange(6), dice.random() * 0.012, dice.random() * 0.003
         async with gate:
             try:
                 if way < 3:
@@ -284,9 +331,12 @@ async def cancellations(server: Postgres, count: int, places: int = 8) -> None:
                         await one(n, way)
                 else:
                     task = asyncio.create_task(one(n, way))
-                    handle = loop.call_later(after, task.cancel)
+                    handles = [loop.call_later(after, task.cancel)]
+                    if way == 5:  # again, in the middle of what the first one has begun
+                        handles.append(loop.call_later(after + again, task.cancel))
                     await asyncio.wait([task])
-                    handle.cancel()
+                    for handle in handles:
+                        handle.cancel()
                     if not task.cancelled():
                         task.result()
             except (holdfast.DeadlineExceeded, OutcomeUnknown):
