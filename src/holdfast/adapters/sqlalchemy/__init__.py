@@ -1,4 +1,4 @@
-"""SQLAlchemy: no statement, wait for a connection, rollback or close outlives its deadline.
+"""SQLAlchemy: statements, waits for a connection, rollbacks and closes end with their deadline.
 
     from holdfast.adapters.sqlalchemy import instrument
 
@@ -9,7 +9,8 @@
 
 Sessions and connections are made as before; nothing else changes. What a driver that keeps
 deadlines by itself does better (see `holdfast.adapters.asyncpg` and `holdfast.adapters.psycopg`) is
-left to it.
+left to it; `connection_class` puts it in. In threads with a plain driver it is the server that ends
+a statement: one that is frozen does not.
 
 What belongs here: engines, their pools and dialects. What does not: the protocols of databases,
 which are the drivers' own adapters; retries; MySQL and MariaDB, of which only the waits for a
