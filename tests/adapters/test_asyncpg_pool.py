@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -212,7 +212,7 @@ async def test_a_connection_that_is_lost_while_it_is_given_back(
     for n in range(10):
         async with pool.acquire() as place:
             assert await place.fetchval("SELECT $1::int", n) == n
-            lose: Callable[[], None] = place._con.terminate
+            lose = cast("Callable[[], None]", place._con.terminate)
             if when == "before":
                 lose()
             elif when == "at once":
