@@ -34,7 +34,8 @@ from holdfast.runtime.tasks import tasks
 from holdfast.testing.laws import Call, CarrierLaws, Peer, Visit
 
 MOST = 64
-WARM = 50
+MANY = ("concurrent", "every_call", "outlives", "many_cancellations")
+"""Of the names of laws that make many calls at once."""
 FUNCTION = """
 CREATE OR REPLACE FUNCTION sa_visit(key text, takes float) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -130,7 +131,9 @@ class Server(Peer):
 
 
 @asynccontextmanager
-async def on_loop(url: str, peer: Server, settings: dict[str, Any]) -> AsyncGenerator[Call]:
+async def on_loop(
+    url: str, peer: Server, settings: dict[str, Any], warm: int
+) -> AsyncGenerator[Call]:
     engine = instrument(create_async_engine(url, pool_size=MOST, max_overflow=0, **settings))
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -151,7 +154,7 @@ async def on_loop(url: str, peer: Server, settings: dict[str, Any]) -> AsyncGene
             return str(found.scalar_one())
 
     # The laws are about statements, not about how fast fifty connections are made.
-    opened = [await engine.connect() for _ in range(WARM)]
+    opened = [await engine.connect() for _ in range(warm)]
     for connection in opened:
         await connection.close()
     try:
@@ -161,7 +164,9 @@ async def on_loop(url: str, peer: Server, settings: dict[str, Any]) -> AsyncGene
 
 
 @asynccontextmanager
-async def in_threads(url: str, peer: Server, settings: dict[str, Any]) -> AsyncGenerator[Call]:
+async def in_threads(
+    url: str, peer: Server, settings: dict[str, Any], warm: int
+) -> AsyncGenerator[Call]:
     loop = asyncio.get_running_loop()
     engine = instrument(create_engine(url, pool_size=MOST, max_overflow=0, **settings))
 
@@ -182,7 +187,7 @@ async def in_threads(url: str, peer: Server, settings: dict[str, Any]) -> AsyncG
                 found = session.execute(text(f"SELECT sa_visit('{key}', {takes})"))
             return str(found.scalar_one())
 
-    opened = [engine.connect() for _ in range(WARM)]
+    opened = [engine.connect() for _ in range(warm)]
     for connection in opened:
         connection.close()
     with ThreadPoolExecutor(MOST) as threads:
@@ -211,6 +216,10 @@ class OfStatements(CarrierLaws):
 
     @pytest.fixture(autouse=True)
     def _server(self, request: Any, tmp_path: Path) -> None:
+        self.warm = 50 if any(word in request.node.name for word in MANY) else 1
+        if "every_call" in request.node.name:
+            # Of forty at once the first has half of it, for a statement that takes the other half.
+            request.instance.unit = 2 * type(self).unit
         if self.driver.startswith("sqlite"):
             self.url, self.dsn = f"{self.driver}:///{tmp_path / 'laws.db'}", ""
         else:
@@ -223,7 +232,7 @@ class OfStatements(CarrierLaws):
         peer = Server()
         beside = asyncio.create_task(peer.look(self.dsn) if self.dsn else peer.listen())
         try:
-            async with self.opened(self.url, peer, self.settings) as call:
+            async with self.opened(self.url, peer, self.settings, self.warm) as call:
                 yield peer, call
         finally:
             beside.cancel()
@@ -253,7 +262,7 @@ class OfStatements(CarrierLaws):
                 assert answers[f"k{n}"] == f"k{n}", "an answer went to another caller"
 
 
-@pytest.mark.real_time("asyncio", "uvloop")
+@pytest.mark.real_time("uvloop")  # on the other loop there are all of its other tests
 class TestAsyncpg(OfStatements):
     pass
 
