@@ -174,7 +174,12 @@ def by_pipeline(connection: Any, body: Callable[[], object]) -> None:
         connection.commit()
 
 
-@pytest.mark.parametrize("commit", [by_hand, by_block, by_transaction, by_pipeline])
+def by_text(connection: Any, body: Callable[[], object]) -> None:
+    body()
+    connection.execute("COMMIT")
+
+
+@pytest.mark.parametrize("commit", [by_hand, by_block, by_transaction, by_pipeline, by_text])
 def test_a_commit_without_an_answer_is_of_unknown_outcome(postgres: Any, commit: Any) -> None:
     postgres.ask("CREATE TABLE IF NOT EXISTS kept_too (n int)")
     with FaultProxy(postgres.host, postgres.port) as proxy:

@@ -255,6 +255,75 @@ async def test_a_rollback_that_is_not_answered_closes(
         assert connection.closed
 
 
+async def forced(connection: Any, body: Callable[[], Awaitable[object]]) -> None:
+    async with connection.transaction(force_rollback=True):
+        await body()
+
+
+async def rolled_back(connection: Any, body: Callable[[], Awaitable[object]]) -> None:
+    await body()
+    await connection.rollback()
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+@pytest.mark.parametrize("rollback", [forced, rolled_back])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_cancellation_in_a_rollback_comes_out(
+    postgres: Any, rollback: Any, times: int
+) -> None:
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        connection = await connected(postgres, proxy.port)
+
+        async def body() -> None:
+            await one(connection)
+            proxy.to_client.stall()
+
+        task = asyncio.create_task(rollback(connection, body))
+        await asyncio.sleep(0.2)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.05)
+        await asyncio.wait([task], timeout=ENDED)
+        assert task.cancelled()
+        assert connection.closed
+        other = await connected(postgres)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await rollback(other, lambda: asyncio.sleep(1))
+        await other.close()
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+async def test_a_child_task_is_bounded_too(postgres: Any) -> None:
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        connection = await connected(postgres, proxy.port, autocommit=True)
+        healthy = await connected(postgres, autocommit=True)
+        children: list[asyncio.Task[Any]] = []
+
+        async def parent() -> None:
+            async with holdfast.timeout(0.4):
+                await one(connection)
+                proxy.to_client.stall()
+                children.extend(
+                    asyncio.create_task(child)
+                    for child in (
+                        one(connection),
+                        healthy.execute("SELECT pg_sleep(100)"),
+                        connected(postgres, proxy.port),
+                    )
+                )
+                await asyncio.sleep(10)
+
+        with pytest.raises(DeadlineExceeded):
+            await parent()
+        done, rest = await asyncio.wait(children, timeout=ENDED)
+        assert not rest
+        assert all(isinstance(task.exception(), DeadlineExceeded) for task in done)
+        assert connection.closed
+        assert await one(healthy) == 1
+        await healthy.close()
+
+
 @pytest.mark.real_time
 async def test_a_dial_that_is_not_answered_ends(postgres: Any) -> None:
     with FaultProxy(postgres.host, postgres.port) as proxy:
@@ -322,7 +391,12 @@ async def by_pipeline(connection: Any, body: Callable[[], Awaitable[object]]) ->
         await connection.commit()
 
 
-COMMITS: list[Any] = [by_hand, by_block, by_transaction, by_pipeline]
+async def by_text(connection: Any, body: Callable[[], Awaitable[object]]) -> None:
+    await body()
+    await connection.execute("COMMIT")
+
+
+COMMITS: list[Any] = [by_hand, by_block, by_transaction, by_pipeline, by_text]
 
 
 @pytest.mark.real_time
@@ -368,7 +442,7 @@ async def test_a_native_cancellation_of_a_commit_is_of_unknown_outcome(postgres:
 
 
 @pytest.mark.real_time("uvloop")
-@pytest.mark.parametrize("commit", [by_hand, by_block, by_transaction])
+@pytest.mark.parametrize("commit", [by_hand, by_block, by_transaction, by_text])
 async def test_a_commit_that_is_answered_is_committed(postgres: Any, commit: Any) -> None:
     postgres.ask("CREATE TABLE IF NOT EXISTS kept (n int)")
     postgres.ask("TRUNCATE kept")

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import psycopg
 import psycopg_pool
 import pytest
 from psycopg import errors
 
 import holdfast
+from holdfast.adapters import psycopg as face
 from holdfast.adapters.psycopg import AsyncConnection, Connection
 from holdfast.adapters.psycopg.pools import AsyncConnectionPool, ConnectionPool
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget, OutcomeUnknown, ScopeEnded
@@ -138,7 +140,7 @@ async def storm(pool: Any, count: int, many: int, dice: random.Random) -> int:
     async def request(n: int) -> None:
         nonlocal answered
         async with pool.connection() as connection:
-            kind = n % 4
+            kind = n % 5
             if kind == 0:
                 cursor = await connection.execute("SELECT %s::int, pg_sleep(0.002)", (n,))
             elif kind == 1:
@@ -146,6 +148,10 @@ async def storm(pool: Any, count: int, many: int, dice: random.Random) -> int:
             elif kind == 2:
                 async with connection.transaction():
                     cursor = await connection.execute("SELECT %s::int", (n,), prepare=True)
+            elif kind == 3:
+                async with connection.pipeline():
+                    await connection.execute("SELECT pg_sleep(0.001)")
+                    cursor = await connection.execute("SELECT %s::int", (n,))
             else:
                 rows = connection.cursor().stream("SELECT %s::int FROM generate_series(1,50)", (n,))
                 async for row in rows:
@@ -168,7 +174,10 @@ async def storm(pool: Any, count: int, many: int, dice: random.Random) -> int:
         task = loop.create_task(bounded(n))
         under_way.add(task)
         if n % 2 == 0:
-            loop.call_later(dice.random() * 0.02, task.cancel)
+            when = dice.random() * 0.02
+            loop.call_later(when, task.cancel)
+            if n % 6 == 0:
+                loop.call_later(when + dice.random() * 0.003, task.cancel)
         if len(under_way) >= many:
             done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
@@ -202,10 +211,12 @@ async def test_thousands_of_cancellations_lose_nothing(postgres: Any, autocommit
 
 
 class _Suspended:
-    """Runs a coroutine as part of a task, and cancels that one at its n-th suspension."""
+    """Runs a coroutine as part of a task, and cancels that one at its n-th suspension, and once
+    more `again` suspensions later."""
 
-    def __init__(self, work: Coroutine[Any, Any, object], nth: int) -> None:
+    def __init__(self, work: Coroutine[Any, Any, object], nth: int, again: int = 0) -> None:
         self.work = work
+        self.at = {nth, nth + again}
         self.nth = nth
         self.seen = 0
 
@@ -218,7 +229,7 @@ class _Suspended:
             except StopIteration as stop:
                 return stop.value
             self.seen += 1
-            if self.seen == self.nth:
+            if self.seen in self.at:
                 task = asyncio.current_task()
                 assert task is not None
                 task.cancel()
@@ -229,9 +240,9 @@ class _Suspended:
                 error = exc
 
 
-async def cancelled_at(nth: int, work: Coroutine[Any, Any, object]) -> bool:
+async def cancelled_at(nth: int, work: Coroutine[Any, Any, object], again: int = 0) -> bool:
     """Whether the work came to its n-th suspension, where it was cancelled."""
-    holder = _Suspended(work, nth)
+    holder = _Suspended(work, nth, again)
 
     async def run() -> None:
         await holder
@@ -401,3 +412,131 @@ def test_fifty_threads_share_a_pool(postgres: Any) -> None:
             assert sorted(threads.map(held, range(5))) == list(range(5))
         assert pool.get_stats()["pool_size"] == 5
         assert postgres.backends("shared") == 5
+
+
+# -- pipelines, resets, children -----------------------------------------------------------------
+
+
+async def piped(pool: Any) -> None:
+    async with pool.connection() as connection:
+        assert connection._pipeline is None
+        assert connection.pgconn.pipeline_status == 0
+        async with connection.pipeline():
+            first = await connection.execute("SELECT 1")
+            async with connection.pipeline():
+                second = await connection.execute("SELECT 2")
+            assert await first.fetchone() == (1,)
+            assert await second.fetchone() == (2,)
+
+
+@pytest.mark.real_time("asyncio", "uvloop")
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool])
+async def test_no_connection_is_left_in_a_pipeline(postgres: Any, kind: Any) -> None:
+    """Cut at each of its awaits, also twice; with the pool of psycopg_pool too."""
+    name = f"piped-{kind.__module__}"
+    pool = kind(
+        postgres.dsn(), connection_class=AsyncConnection, min_size=1, max_size=1, open=False,
+        kwargs={"application_name": name},
+    )  # fmt: skip
+    async with pool:
+        await pool.wait(PATIENCE)
+        for again in (0, 1, 2):
+            nth, more = 0, True
+            while more:
+                nth += 1
+                more = await cancelled_at(nth, piped(pool), again)
+            assert nth > 1
+        await piped(pool)
+
+
+@pytest.mark.real_time
+async def test_what_comes_back_in_pipeline_mode_is_closed(postgres: Any) -> None:
+    kind = psycopg.AsyncConnection
+    async with opened(postgres, 1, "stuck", connection_class=kind) as pool:
+        connection = await pool.getconn()
+        connection.pgconn.enter_pipeline_mode()
+        await pool.putconn(connection)
+        await whole(postgres, pool, 1, "stuck")
+        assert connection.closed
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("left", ["idle", "in a transaction"])
+async def test_a_reset_does_not_keep_the_workers(
+    postgres: Any, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.adapters.psycopg.pools.RESET_WITHIN", 0.3)
+
+    async def reset(connection: Any) -> None:
+        await connection.execute("SELECT 1")
+        await connection.rollback()
+
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        async with opened(postgres, 2, "reset", proxy.port, reset=reset, num_workers=1) as pool:
+            held = [await pool.getconn() for _ in range(2)]
+            if left == "in a transaction":
+                for connection in held:
+                    await connection.execute("SELECT 1")
+            proxy.to_client.stall()
+            for connection in held:
+                await pool.putconn(connection)
+            await until(lambda: all(connection.closed for connection in held))
+            proxy.reset()
+            proxy.to_client.heal()
+            await until(lambda: pool.get_stats()["pool_available"] == 2)
+
+
+@pytest.mark.parametrize("left", ["idle", "in a transaction"])
+def test_a_reset_does_not_keep_threads_either(
+    postgres: Any, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.adapters.psycopg.pools.RESET_WITHIN", 0.3)
+
+    def reset(connection: Any) -> None:
+        connection.execute("SELECT 1")
+        connection.rollback()
+
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        pool: ConnectionPool[Any] = ConnectionPool(
+            postgres.dsn(port=proxy.port), min_size=1, max_size=1, reset=reset, num_workers=1,
+            open=True,
+        )  # fmt: skip
+        with pool:
+            connection = pool.getconn(PATIENCE)
+            if left == "in a transaction":
+                connection.execute("SELECT 1")
+            proxy.to_client.stall()
+            pool.putconn(connection)
+            end = time.monotonic() + PATIENCE
+            while not connection.closed:
+                assert time.monotonic() < end, "the worker is never free"
+                time.sleep(0.02)
+            proxy.reset()
+            proxy.to_client.heal()
+            with pool.connection(PATIENCE) as other:
+                assert other.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.real_time
+async def test_the_pools_are_in_the_face_and_take_the_reserve_of_the_class(postgres: Any) -> None:
+    assert face.AsyncConnectionPool is AsyncConnectionPool
+    assert face.ConnectionPool is ConnectionPool
+    with pytest.raises(AttributeError):
+        _ = face.NoSuchThing
+
+    class Careful(AsyncConnection[Any]):
+        refuse_below = 5.0
+
+    async with opened(postgres, 1, "careful", connection_class=Careful) as pool:
+        async with holdfast.timeout(2):
+            with pytest.raises(InsufficientBudget):
+                await pool.getconn()
+            with pytest.raises(InsufficientBudget):
+                await Careful.connect(postgres.dsn())
+        async with pool.connection() as connection:
+            async with holdfast.timeout(60):
+                await connection.execute("SELECT 1")
+            async with holdfast.timeout(2):
+                with pytest.raises(InsufficientBudget):
+                    await connection.execute("SELECT 1")
+                await connection.commit()

@@ -130,6 +130,64 @@ async def test_what_the_user_sets_in_a_transaction_stays(postgres: Any) -> None:
 
 
 @pytest.mark.real_time
+@pytest.mark.parametrize("autocommit", [False, True])
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        ("SELECT set_config('statement_timeout', '3s', false)", None),
+        ("SELECT /* so */ pg_catalog.SET_CONFIG(%s, %s, false)", ("statement_timeout", "3s")),
+        ("/* so */ SET \"statement_timeout\" = '3s'", None),
+    ],
+)
+async def test_what_the_user_sets_is_never_loosened(
+    postgres: Any, autocommit: bool, query: str, values: Any
+) -> None:
+    async with await AsyncConnection.connect(postgres.dsn(), autocommit=autocommit) as connection:
+        for within in (True, False):
+            async with holdfast.timeout(30):
+                assert near(await shown(connection), 30)
+                if within:
+                    await connection.execute(query, values)
+                    assert await shown(connection) == 3000
+            await connection.commit()
+            if not within:
+                await connection.execute(query, values)
+                await connection.commit()
+            async with holdfast.timeout(30):
+                assert await shown(connection) == 3000
+                await connection.execute("RESET statement_timeout")
+                await connection.commit()
+                assert near(await shown(connection), 30)
+            await connection.commit()
+
+
+@pytest.mark.real_time
+async def test_what_else_the_user_sets_costs_nothing(postgres: Any) -> None:
+    async with (
+        await AsyncConnection.connect(postgres.dsn()) as connection,
+        holdfast.timeout(30),
+    ):
+        await connection.execute("SELECT set_config('app.user', 'statement', true)")
+        assert connection._own == 0
+        async with holdfast.timeout(5):
+            assert near(await shown(connection), 5)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("end", ["COMMIT AND CHAIN", "rollback and chain", "END AND CHAIN"])
+async def test_a_chained_transaction_has_its_limit_too(postgres: Any, end: str) -> None:
+    async with (
+        await AsyncConnection.connect(postgres.dsn(), autocommit=True) as connection,
+        holdfast.timeout(30),
+    ):
+        await connection.execute("BEGIN")
+        assert near(await shown(connection), 30)
+        await connection.execute(end)
+        assert near(await shown(connection), 30)
+        await connection.execute("ROLLBACK")
+
+
+@pytest.mark.real_time
 async def test_what_cannot_run_in_a_transaction_runs(postgres: Any) -> None:
     async with (
         await AsyncConnection.connect(postgres.dsn(), autocommit=True) as connection,

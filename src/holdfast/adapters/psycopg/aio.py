@@ -6,8 +6,7 @@ is closed. The cancellation always comes out, but for one case: a commit that wa
 answer is not there raises `OutcomeUnknown`.
 
 Traps. A rollback runs after a cancellation, in a task that is being cancelled, and nothing would
-end it: it has a time-out of its own. `Transaction.__aexit__` must not replace the error that is on
-its way by one about the rollback.
+end it: it has a time-out of its own; and whatever becomes of it, a cancellation comes out.
 """
 
 from __future__ import annotations
@@ -24,17 +23,19 @@ from psycopg.rows import Row
 from psycopg.waiting import wait_async
 
 from holdfast.adapters.psycopg.bounds import Bounds, WaitTimeout, with_patience
-from holdfast.adapters.psycopg.errors import Dial, Statement, unknown
+from holdfast.adapters.psycopg.errors import Dial, Statement, elsewhere, unknown
 from holdfast.adapters.psycopg.flight import bringing
+from holdfast.adapters.psycopg.transactions import AsyncTransaction
 from holdfast.domain.errors import InsufficientBudget, OutcomeUnknown, ScopeEnded
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.runtime.ambient import shield
+from holdfast.runtime.bounded import cut_by_scope
 from holdfast.runtime.shield import let_come
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
-__all__ = ["AsyncConnection", "AsyncTransaction"]
+__all__ = ["AsyncConnection"]
 
 T = TypeVar("T")
 
@@ -71,8 +72,18 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         Raises:
             InsufficientBudget: nothing is left. Also a `psycopg.errors.ConnectionTimeout`.
         """
-        Dial("connect to PostgreSQL").admit()
-        return await super().connect(conninfo, **kwargs)
+        bound = Dial("connect to PostgreSQL")
+        bound.admit(cls.refuse_below)
+        if not elsewhere(bound):
+            return await super().connect(conninfo, **kwargs)
+        within = asyncio.timeout(max(0.0, bound.left))
+        try:
+            async with within:
+                return await super().connect(conninfo, **kwargs)
+        except TimeoutError as exc:
+            if not within.expired():
+                raise
+            raise bound.over("connecting") from exc
 
     @classmethod
     async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
@@ -93,32 +104,76 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         self, gen: PQGen[T], interval: float = _INTERVAL, timeout: float | None = None
     ) -> T:
         """See `psycopg.AsyncConnection.wait`: all that is said to the server goes through here."""
-        self._bound = Statement(self._label)
+        bound = self._bound = Statement(self._label)
+        self.note_level()
+        ours = False
         winding_up = self._winding_up and self.at_work()
+        if winding_up:
+            timeout = self.grace
+        elif bound.here is not None and elsewhere(bound):
+            left = max(0.0, bound.left)
+            ours = timeout is None or left < timeout
+            timeout = left if ours else timeout
         try:
-            result = await wait_async(
-                gen,
-                self.pgconn.socket,
-                interval=interval,
-                timeout=self.grace if winding_up else timeout,
-            )
+            result = await wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
         except _INTERRUPTED as exc:
             if self._unsure:
-                self.abandon()
-                raise unknown(self._bound, "COMMIT was sent, and cut") from exc
-            self._bound.interrupted()
-            await self._cut(gen)
+                await self._late(gen, exc)
+                self.leave(gen, exc)
+                raise
+            bound.interrupted()
+            await self._cut(gen, exc)
             raise
         except errors.QueryCanceled as exc:
+            self.leave(gen, exc)
             raise await self._in_time(exc) from exc.__cause__
-        except WaitTimeout:
-            if not winding_up:
+        except WaitTimeout as exc:
+            if winding_up:
+                self.abandon(gen)
+                raise self.unanswered("rest of a cut statement") from None
+            if not ours:
                 raise
-            self.abandon()
-            raise self.unanswered("rest of a cut statement") from None
+            raise await self._too_late(gen, exc) from None
         if self._unsure:
             self.settled_with_pipeline()
         return result
+
+    async def _too_late(self, gen: PQGen[Any], timed_out: Exception) -> Exception:
+        """The error of a statement that is ended in a task that its scope does not cancel."""
+        if self._unsure:
+            await self._late(gen, timed_out)
+            self.leave(gen, timed_out)
+        else:
+            await self._cut(gen, timed_out)
+        how = "the connection is closed" if self.lost() else "the server has ended it"
+        return self._bound.over(how)
+
+    async def _late(self, gen: PQGen[Any], cut: BaseException) -> None:
+        """Wait for the answer to a commit, sent in a pipeline or as text, that is cut.
+
+        Raises:
+            OutcomeUnknown: it does not come in time, or somebody else than a scope has cut it.
+        """
+        ours = not isinstance(cut, _INTERRUPTED) or (
+            isinstance(cut, asyncio.CancelledError) and cut_by_scope(cut) is not None
+        )
+        grace = self.commit_grace
+        answered = False
+        if ours:
+            late = wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=grace)
+            try:
+                await self._shielded(late, grace, "commit")
+                self.settled_with_pipeline()
+                answered = not self._unsure
+            except (WaitTimeout, ScopeEnded, *_INTERRUPTED):
+                answered = False
+            except errors.Error:
+                answered = not self.lost()  # it is not done, and that is known
+        if not answered:
+            self.abandon(gen)
+            if ours:
+                await let_come()
+            raise unknown(self._bound, "COMMIT was sent, and cut") from cut
 
     async def _in_time(self, error: errors.QueryCanceled) -> Exception:
         """What the user sees for it: the cancellation that is due now, where there is one.
@@ -131,13 +186,12 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
             await asyncio.sleep(max(0.0, self._bound.left) + _TIMER_IS_LATE)
         return ours
 
-    async def _cut(self, gen: PQGen[Any]) -> None:
+    async def _cut(self, gen: PQGen[Any], error: BaseException) -> None:
         """End the statement at the server, or the connection."""
-        if not self.at_work():
-            return
         try:
-            ended = self._ended(gen, self._bound.now() + self.grace)
-            await self._shielded(ended, self.grace, "cancel request")
+            if self.at_work():
+                ended = self._ended(gen, self._bound.now() + self.grace)
+                await self._shielded(ended, self.grace, "cancel request")
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -145,6 +199,8 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         except BaseException:
             self.abandon()
             raise
+        finally:
+            self.leave(gen, error)
         self._winding_up = self.at_work()
 
     async def _ended(self, gen: PQGen[Any], until: Instant) -> None:
@@ -206,7 +262,7 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
 
     async def settle(self, gen: PQGen[T], *, prepared: bool = False) -> T:
         """Run what commits; for the transactions of ours."""
-        if self.idle() and not prepared:
+        if self.idle() and self._pipeline is None and not prepared:
             return await self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
         if bound.limit <= bound.begun:
@@ -227,7 +283,7 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         except _INTERRUPTED as exc:
             if not self.at_work():
                 raise
-            self.abandon()
+            self.abandon(gen)
             raise unknown(bound, "COMMIT was sent, and cut") from exc
         except errors.QueryCanceled as exc:
             raise await self._in_time(exc) from exc.__cause__
@@ -239,21 +295,25 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
     async def undo(self, gen: PQGen[T]) -> T:
         """Run what rolls back; for the transactions of ours."""
         bound = self._bound = Statement(self._label)
+        patience = self.grace if self._hurried else _patience(bound.left, self.grace)
         try:
-            try:
-                return await self._undone_within(
-                    gen, self.grace if self._hurried else _patience(bound.left, self.grace)
-                )
-            except _INTERRUPTED:
-                await self._undone_within(gen, self.grace)  # a cancellation comes after it
-                raise
-        except (WaitTimeout, ScopeEnded):
-            self.abandon()
-            raise self.unanswered("rollback") from None
+            return await self._undone_within(gen, patience)
         except _INTERRUPTED:
+            await self._undone_after_all(gen)
+            raise  # whatever became of the rollback
+        except (WaitTimeout, ScopeEnded):
+            self.abandon(gen)
+            raise self.unanswered("rollback") from None
+
+    async def _undone_after_all(self, gen: PQGen[Any]) -> None:
+        """A rollback was cut: it is answered within the grace, or the connection is closed."""
+        try:
+            await self._undone_within(gen, self.grace)
+        except Exception:
+            self.abandon(gen)
+        finally:
             if self.at_work():
-                self.abandon()
-            raise
+                self.abandon(gen)
 
     async def _undone_within(self, gen: PQGen[T], seconds: float | None) -> T:
         undone = wait_async(gen, self.pgconn.socket, interval=_INTERVAL, timeout=seconds)
@@ -287,6 +347,13 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
             raise
 
     @asynccontextmanager
+    async def pipeline(self) -> AsyncGenerator[psycopg.AsyncPipeline]:
+        """See `psycopg.AsyncConnection.pipeline`; never left behind by a cancellation."""
+        with self.block_of_pipeline():
+            async with super().pipeline() as made:
+                yield made
+
+    @asynccontextmanager
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> AsyncGenerator[AsyncTransaction]:
@@ -298,49 +365,6 @@ class AsyncConnection(Bounds[Row], psycopg.AsyncConnection[Row]):
         else:
             async with made:
                 yield made
-
-
-class AsyncTransaction(psycopg.AsyncTransaction):
-    """A transaction of an `AsyncConnection` of ours."""
-
-    _conn: AsyncConnection[Any]
-
-    def _enter_gen(self) -> PQGen[None]:
-        yield from self._conn.ready_to_begin()
-        yield from super()._enter_gen()
-
-    async def __aenter__(self) -> Self:
-        Statement("BEGIN").admit()
-        return await super().__aenter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool:
-        conn = self._conn
-        if not conn.usable():
-            self.status = self.Status.FAILED
-            return False
-        async with conn.lock:
-            if exc_val is not None or self.force_rollback:
-                return await self._undone(exc_type, exc_val, exc_tb)
-            if not self._outer_transaction:
-                return await conn.wait(self._exit_gen(None, None, None))
-            try:
-                return await conn.settle(self._exit_gen(None, None, None))
-            except InsufficientBudget as exc:
-                await self._undone(type(exc), exc, None)
-                raise
-
-    async def _undone(self, *failed: Any) -> bool:
-        try:
-            return await self._conn.undo(self._exit_gen(*failed))
-        except errors.OperationalError:
-            if not self._conn.lost():
-                raise
-            return False  # it is rolled back by the server; what was wrong before counts
 
 
 def _patience(left: Duration, grace: Duration) -> float | None:

@@ -25,6 +25,7 @@ from psycopg.waiting import Ready, Wait, wait
 from holdfast.adapters.psycopg.bounds import Bounds, WaitTimeout, with_patience
 from holdfast.adapters.psycopg.errors import Dial, Statement, ended, unknown
 from holdfast.adapters.psycopg.flight import bringing
+from holdfast.adapters.psycopg.transactions import Transaction
 from holdfast.domain.cause import Cause
 from holdfast.domain.errors import InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration, Instant
@@ -33,7 +34,7 @@ from holdfast.runtime.scope import ambient
 if TYPE_CHECKING:
     from psycopg.abc import PQGen, PQGenConn
 
-__all__ = ["POLL", "Connection", "Transaction"]
+__all__ = ["POLL", "Connection"]
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             DeadlineExceeded: the limit is spent. Also a `ConnectionTimeout`.
         """
         bound = Dial("connect to PostgreSQL")
-        bound.admit()
+        bound.admit(cls.refuse_below)
         try:
             return super().connect(conninfo, **kwargs)
         except errors.Error as exc:
@@ -121,6 +122,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             DeadlineExceeded, Cancelled, OutcomeUnknown: see the class.
         """
         bound = self._bound = Statement(self._label)
+        self.note_level()
         try:
             if bound.here is None and not self._winding_up:
                 result = wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
@@ -128,8 +130,8 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
                 result = self._within_grace(gen, "rest of a cut statement")
             else:
                 result = self._watched(gen, interval, timeout, bound)
-        except _INTERRUPTED:
-            self._cut(gen)
+        except _INTERRUPTED as exc:
+            self._cut(gen, exc)
             raise
         except errors.QueryCanceled as exc:
             raise self.explained(exc) from exc.__cause__
@@ -147,27 +149,37 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             step = POLL if end - now > POLL else max(0.0, end - now)
             try:
                 return wait(gen, self.pgconn.socket, interval=interval, timeout=step)
-            except WaitTimeout:
-                now = bound.now()
-                cause = _told()
-                if cause is None and bound.limit > now:
-                    if now >= until:
-                        raise
-                    continue
-            break
+            except WaitTimeout as exc:
+                now, timed_out = bound.now(), exc
+            cause = _told()
+            if cause is not None or bound.limit <= now:
+                break
+            if now >= until:
+                raise timed_out
         if self._unsure:
-            self.abandon()
-            raise unknown(bound, "COMMIT was sent, and not answered")
-        self._cut(gen)
+            return self._late(gen)
+        self._cut(gen, timed_out)
         how = "the connection is closed" if self.lost() else "the server has ended it"
         raise bound.over(how) if cause is None else ended(bound, cause)
 
-    def _cut(self, gen: PQGen[Any]) -> None:
-        """End the statement at the server, or the connection."""
-        if not self.at_work():
-            return
+    def _late(self, gen: PQGen[T]) -> T:
+        """Wait for the answer to a commit, sent in a pipeline or as text, that is late."""
+        bound = self._bound
         try:
-            self._ended(gen, self._bound.now() + self.grace)
+            return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=self.commit_grace)
+        except (WaitTimeout, *_INTERRUPTED) as exc:
+            self.abandon(gen)
+            raise unknown(bound, "COMMIT was sent, and not answered") from exc
+        except errors.OperationalError as exc:
+            if self.lost():
+                raise unknown(bound, "COMMIT was sent, and the connection is lost") from exc
+            raise
+
+    def _cut(self, gen: PQGen[Any], error: BaseException) -> None:
+        """End the statement at the server, or the connection."""
+        try:
+            if self.at_work():
+                self._ended(gen, self._bound.now() + self.grace)
         except errors.QueryCanceled:
             pass  # as it should be
         except Exception:
@@ -175,6 +187,8 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         except BaseException:
             self.abandon()
             raise
+        finally:
+            self.leave(gen, error)
         self._winding_up = self.at_work()
 
     def _ended(self, gen: PQGen[Any], until: Instant) -> None:
@@ -241,7 +255,7 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
 
     def settle(self, gen: PQGen[T], *, prepared: bool = False) -> T:
         """Run what commits; for the transactions of ours."""
-        if self.idle() and not prepared:
+        if self.idle() and self._pipeline is None and not prepared:
             return self.wait(gen)  # there is nothing to be committed
         bound = self._bound = Statement(self._label)
         if bound.limit <= bound.begun:
@@ -267,13 +281,15 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         """Run what rolls back; for the transactions of ours."""
         bound = self._bound = Statement(self._label)
         patience = None if bound.limit == NEVER else max(bound.left, self.grace)
+        if self._hurried or _told() is not None:
+            patience = self.grace
         try:
             return wait(gen, self.pgconn.socket, interval=_INTERVAL, timeout=patience)
         except WaitTimeout:
-            self.abandon()
+            self.abandon(gen)
             raise self.unanswered("rollback") from None
-        except _INTERRUPTED:
-            self._cut(gen)
+        except _INTERRUPTED as exc:
+            self._cut(gen, exc)
             raise
 
     def __exit__(
@@ -291,6 +307,12 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
             raise
 
     @contextmanager
+    def pipeline(self) -> Generator[psycopg.Pipeline]:
+        """See `psycopg.Connection.pipeline`; never left behind by a deadline."""
+        with self.block_of_pipeline(), super().pipeline() as made:
+            yield made
+
+    @contextmanager
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Generator[Transaction]:
@@ -302,49 +324,6 @@ class Connection(Bounds[Row], psycopg.Connection[Row]):
         else:
             with made:
                 yield made
-
-
-class Transaction(psycopg.Transaction):
-    """A transaction of a `Connection` of ours."""
-
-    _conn: Connection[Any]
-
-    def _enter_gen(self) -> PQGen[None]:
-        yield from self._conn.ready_to_begin()
-        yield from super()._enter_gen()
-
-    def __enter__(self) -> Self:
-        Statement("BEGIN").admit()
-        return super().__enter__()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool:
-        conn = self._conn
-        if not conn.usable():
-            self.status = self.Status.FAILED
-            return False
-        with conn.lock:
-            if exc_val is not None or self.force_rollback:
-                return self._undone(exc_type, exc_val, exc_tb)
-            if not self._outer_transaction:
-                return conn.wait(self._exit_gen(None, None, None))
-            try:
-                return conn.settle(self._exit_gen(None, None, None))
-            except InsufficientBudget as exc:
-                self._undone(type(exc), exc, None)
-                raise
-
-    def _undone(self, *failed: Any) -> bool:
-        try:
-            return self._conn.undo(self._exit_gen(*failed))
-        except errors.OperationalError:
-            if not self._conn.lost():
-                raise
-            return False  # it is rolled back by the server; what was wrong before counts
 
 
 def _told() -> Cause | None:

@@ -19,11 +19,12 @@ transaction stays as it is until the end of that.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from psycopg import errors, generators, pq
 from psycopg._connection_base import BaseConnection
+from psycopg._pipeline_base import BasePipeline
 from psycopg.rows import Row
 
 from holdfast.adapters.psycopg.errors import Statement
@@ -84,6 +85,7 @@ _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 WaitTimeout: Final = errors._WaitTimeout  # pyright: ignore[reportPrivateUsage]
 """What psycopg's wait functions raise when their time-out is over."""
 
+_EXIT_CODE: Final = BasePipeline._exit_gen.__code__  # pyright: ignore[reportPrivateUsage]
 _UNITS: Final = {"us": 0.001, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -101,6 +103,9 @@ class Bounds(BaseConnection[Row]):
     """Seconds; see `GRACE`. A class of yours may have others."""
     commit_grace: ClassVar[Duration] = COMMIT_GRACE
     """Seconds; see `COMMIT_GRACE`."""
+    refuse_below: ClassVar[Duration] = 0.0
+    """Seconds; with less left no statement, transaction or dial is begun. Commits and rollbacks
+    are."""
     tells_autocommit: ClassVar[bool] = True
     """Whether statements outside of transactions bring the server's limit along. A class of yours
     may say no: then such a statement costs nothing more, and runs on where its client dies."""
@@ -118,7 +123,11 @@ class Bounds(BaseConnection[Row]):
     _hurried: bool = False
     """It goes back to its pool."""
     _unsure: bool = False
-    """A commit is on its way in a pipeline of the user."""
+    """A commit is on its way in a pipeline of the user, or as text."""
+    _level: int = 0
+    """Of its pipeline, when the wait under way began."""
+    _blocks: int = 0
+    """How many blocks of pipelines are open."""
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
@@ -154,17 +163,24 @@ class Bounds(BaseConnection[Row]):
         """The server has been told; for the rest of this transaction."""
         self._held = limit
 
-    def limit_touched(self, query: bytes) -> None:
-        """The user sends a statement that may change the limit: `SET`, `RESET`, `ROLLBACK TO`."""
-        said = query.lower()
-        if b"statement_timeout" not in said and b"rollback" not in said and b" all" not in said:
-            return
-        if self.pgconn.transaction_status == _IDLE:
+    def limit_touched(self, text: bytes) -> None:
+        """The user has sent what sets something: `SET`, `RESET`, `DISCARD`, `set_config`."""
+        said = text.lower()
+        if b"statement_timeout" in said or b" all" in said:
+            # In a transaction it may be for that alone, and a rollback takes it back: ask then.
             self._own = None
-        elif b"rollback" in said:
-            self._held = _UNSURE
-        else:
-            self._theirs, self._own = True, None
+            self._theirs = self.pgconn.transaction_status != _IDLE
+
+    def block_ended(self, text: bytes) -> None:
+        """The user has sent the end of a transaction, or of a part of it, as text."""
+        self._held = _UNSURE
+        if b"chain" in text.lower():
+            self._theirs = False
+
+    def commit_sent(self) -> None:
+        """The user sends a commit as text."""
+        if self._pipeline is not None or self.pgconn.transaction_status == _INTRANS:
+            self._unsure = True
 
     def _learn(self) -> PQGen[None]:
         """Ask for the limit that the session has by itself; once, unless the user changes it."""
@@ -186,8 +202,10 @@ class Bounds(BaseConnection[Row]):
     def _start_query(self) -> PQGen[None]:
         self._winding_up = False
         bound = self._bound
-        if bound.limit <= bound.begun:
-            bound.admit()
+        if bound.limit - bound.begun <= self.refuse_below:
+            bound.admit(self.refuse_below)
+        if self._pipeline is None:
+            self._unsure = False
         if self.pgconn.transaction_status == _IDLE:
             self._held, self._theirs = _OWN, False
             if self._own is None:
@@ -249,9 +267,27 @@ class Bounds(BaseConnection[Row]):
 
     # -- how a wait ends -------------------------------------------------------------------------
 
-    def abandon(self) -> None:
+    def abandon(self, gen: PQGen[Any] | None = None) -> None:
         """Close the connection hard: nobody knows what the server is at."""
         self.pgconn.finish()
+        if gen is not None:
+            _drop(gen)
+
+    def leave(self, gen: PQGen[Any], error: BaseException) -> None:
+        """A wait ends with `error`: what it waited for is left, and the pipeline that it entered,
+        for whoever waited is told that it was not."""
+        _drop(gen)
+        pipeline = self._pipeline
+        if pipeline is None or self.lost():
+            return
+        if pipeline.level > self._level:
+            pipeline._exit(error)  # pyright: ignore[reportPrivateUsage]
+        elif getattr(gen, "gi_code", None) is _EXIT_CODE and pipeline.level == 1:
+            # psycopg does it next, and would raise in the place of a cancellation.
+            try:
+                self.pgconn.exit_pipeline_mode()
+            except errors.OperationalError:
+                self.abandon()
 
     def at_work(self) -> bool:
         """Whether a statement is under way that a cancel request would end."""
@@ -278,6 +314,29 @@ class Bounds(BaseConnection[Row]):
         ours.__cause__ = error
         return ours
 
+    def note_level(self) -> None:
+        """A wait begins."""
+        pipeline = self._pipeline
+        self._level = 0 if pipeline is None else pipeline.level
+
+    @contextmanager
+    def block_of_pipeline(self) -> Generator[None]:
+        """Around one: when the last is left, the connection is out of pipeline mode, or closed.
+
+        What psycopg does for that can be cut, and then the next user has answers that never come.
+        """
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self._blocks -= 1
+            if not self._blocks and self.in_pipeline():
+                self.abandon()
+
+    def in_pipeline(self) -> bool:
+        """Whether it is in pipeline mode, or is taken to be."""
+        return self._pipeline is not None or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+
     def settled_with_pipeline(self) -> None:
         """Something was answered: perhaps the commit that is on its way in a pipeline."""
         if self._unsure and (self._pipeline is None or not self._pipeline.result_queue):
@@ -288,6 +347,13 @@ class Bounds(BaseConnection[Row]):
         return errors.OperationalError(
             f"the {what} was not answered within {self.grace} s, so the connection is closed"
         )
+
+
+def _drop(gen: PQGen[Any]) -> None:
+    """Close what was waited for. That of a pipeline's end has more to say when it is closed, and
+    nobody hears it any more."""
+    with suppress(errors.Error, RuntimeError):
+        gen.close()
 
 
 def encoding_of(pgconn: PGconn) -> str:

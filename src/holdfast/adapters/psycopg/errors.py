@@ -22,11 +22,13 @@ from holdfast.domain.errors import (
     OutcomeUnknown,
     ScopeEnded,
 )
+from holdfast.domain.instant import NEVER
 from holdfast.domain.shares import Phase
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.outbound import both
+from holdfast.runtime.scope import running_task
 
-__all__ = ["Dial", "Statement", "ended", "unknown"]
+__all__ = ["Dial", "Statement", "elsewhere", "ended", "unknown"]
 
 _HOME: Final = "holdfast.adapters.psycopg.errors"
 _BLANK: Final = ("_info", "_pgconn", "_encoding")
@@ -78,6 +80,12 @@ class Dial(Bounded):
         """See `Bounded`."""
         error: InsufficientBudget = _NOT_DIALLED(cause)
         return error
+
+
+def elsewhere(bound: Bounded) -> bool:
+    """Whether its scope cancels some other task than this, so that the limit is seen to here."""
+    here = bound.here
+    return here is not None and bound.limit != NEVER and here.task is not running_task()
 
 
 def ended(bound: Bounded, cause: Cause) -> ScopeEnded:

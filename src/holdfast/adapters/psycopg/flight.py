@@ -25,6 +25,7 @@ from psycopg._preparing import Prepare, PrepareManager
 from psycopg.generators import execute, fetch_many, send
 
 from holdfast.adapters.psycopg.bounds import Bounds
+from holdfast.domain.wire.verbs import first_word
 
 if TYPE_CHECKING:
     from psycopg._queries import PostgresQuery
@@ -35,16 +36,27 @@ __all__ = ["Bringing", "bringing"]
 
 _IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
+_ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
 _BINARY: Final = pq.Format.BINARY
 _OK: Final = pq.ConnStatus.OK
 
-_WORD: Final = re.compile(
-    rb"(?>\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*+"
-    rb"(?:(?P<work>select|insert|update|delete|with|values|merge|table)"
-    rb"|(?P<setting>set|reset|discard|rollback|abort))\b",
-    re.IGNORECASE | re.DOTALL,
+_WORK: Final = frozenset(
+    {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "VALUES", "MERGE", "TABLE"}
 )
+_OTHER_KINDS: Final = {
+    "SET": "setting",
+    "RESET": "setting",
+    "DISCARD": "setting",
+    "ROLLBACK": "rollback",
+    "ABORT": "rollback",
+    "COMMIT": "commit",
+    "END": "commit",
+}
+_CONFIG: Final = re.compile(rb"set_config", re.IGNORECASE)
 _LINE: Final = re.compile(r"^LINE (\d+):", re.MULTILINE)
+_BRINGING: Final = frozenset({"work", "config"})
+_TOUCHING: Final = frozenset({"setting", "config"})
+_ENDING: Final = frozenset({"commit", "rollback"})
 _TEXT_OID: Final = 25
 _LONG: Final = 4096
 """Bytes of a statement from which on it is not worth remembering what it begins with."""
@@ -63,6 +75,24 @@ class _Limit(NamedTuple):
 _LIMIT: Final[Any] = _Limit()
 
 
+class _Told:
+    """Takes the answer to a limit in a pipeline, as a cursor does. What psycopg has for commands of
+    its own takes one result: but behind a `stream()` libpq still gives rows one by one there."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+
+    def _check_results(self, results: list[PGresult]) -> None:
+        for result in results:
+            if result.status == _FATAL:
+                raise errors.error_from_result(result, encoding=self._encoding)
+            if result.status == _ABORTED:
+                raise errors.PipelineAborted("pipeline aborted")
+
+    def _set_results(self, results: list[PGresult]) -> None:
+        """Nobody asks for them."""
+
+
 class Bringing(BaseCursor[Any, Any]):
     """See the module. In front of a class of psycopg's cursors."""
 
@@ -76,16 +106,22 @@ class Bringing(BaseCursor[Any, Any]):
         kind = _kind(query) if len(query) < _LONG else _kind_of(query)
         due = conn.limit_due()
         if due is not None:
-            if kind != "work":
+            if kind not in _BRINGING:
                 yield from conn.suit()
             elif self._conn._pipeline is not None:
                 self._queue_limit(due)
             else:
                 yield from self._together(due, pgq, prepare, binary)
+                if kind == "config":
+                    conn.limit_touched(_text_of(pgq))
                 return
+        if kind == "commit":
+            conn.commit_sent()
         yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-        if kind == "setting":
-            conn.limit_touched(query)
+        if kind in _TOUCHING:
+            conn.limit_touched(_text_of(pgq))
+        elif kind in _ENDING:
+            conn.block_ended(query)
 
     def _stream_send_gen(
         self,
@@ -183,14 +219,23 @@ class Bringing(BaseCursor[Any, Any]):
         pipeline.command_queue.append(
             partial(self._pgconn.send_query_params, _LIMIT.query, [b"%d" % due])
         )
-        pipeline.result_queue.append(None)
+        told: Any = _Told(self._encoding)
+        pipeline.result_queue.append((told, None))
         self._conn.limit_sent(due)
 
 
 def _kind_of(query: bytes) -> str | None:
-    """`work` that may run in a transaction, a `setting`, or None for anything else."""
-    word = _WORD.match(query)
-    return None if word is None else word.lastgroup
+    """`work` that may run in a transaction, `config` that may set something too, a `setting`,
+    `commit`, `rollback`, or None for anything else."""
+    word = first_word(query.decode("latin-1"))
+    if word in _WORK:
+        return "config" if _CONFIG.search(query) else "work"
+    return _OTHER_KINDS.get(word)
+
+
+def _text_of(pgq: PostgresQuery) -> bytes:
+    """A statement with its parameters, for whoever looks for a name in it."""
+    return b" ".join((pgq.query, *(bytes(part) for part in pgq.params or () if part is not None)))
 
 
 _kind: Final = lru_cache(1024)(_kind_of)

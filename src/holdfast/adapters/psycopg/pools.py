@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg_pool
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool import PoolTimeout
 from psycopg_pool.pool_async import ReturnConnection
 
@@ -33,6 +35,7 @@ from holdfast.domain.cause import Cause
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
 from holdfast.domain.instant import NEVER, Duration, Instant
 from holdfast.domain.shares import Phase
+from holdfast.runtime.ambient import timeout
 from holdfast.runtime.bounded import Bounded
 from holdfast.runtime.clock import monotonic
 from holdfast.runtime.outbound import both
@@ -50,8 +53,8 @@ _EXCEEDED: Final[Any] = both(DeadlineExceeded, PoolTimeout, _HOME, *_BLANK)
 _INSUFFICIENT: Final[Any] = both(InsufficientBudget, PoolTimeout, _HOME, *_BLANK)
 
 
-_IDLE_SINCE: Final[WeakKeyDictionary[Any, Instant]] = WeakKeyDictionary()
-"""When a connection was given back, of pools in processes that stop."""
+RESET_WITHIN: Final[Duration] = 5.0
+"""Seconds that the `reset` of a pool has for one connection; then that is closed."""
 
 
 class _Turn(Bounded):
@@ -123,6 +126,9 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     def __init__(self, conninfo: Any = "", *, connection_class: Any = None, **kwargs: Any) -> None:
         kind = cast("Any", AsyncConnection if connection_class is None else connection_class)
+        self._idle_since: WeakKeyDictionary[Any, Instant] = WeakKeyDictionary()
+        if kwargs.get("reset") is not None:
+            kwargs["reset"] = _bounded(kwargs["reset"])
         super().__init__(conninfo, connection_class=kind, **kwargs)
 
     def _open(self) -> None:
@@ -137,7 +143,7 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
             InsufficientBudget, DeadlineExceeded: see the class.
         """
         bound = _Turn(f"pool {self.name}")
-        bound.admit()
+        bound.admit(getattr(self.connection_class, "refuse_below", 0.0))
         wish, left = self.timeout if timeout is None else timeout, bound.left
         try:
             return await super().getconn(min(wish, left))
@@ -180,19 +186,17 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         vars(self)["_stats"][what] += much
 
     async def _putconn(self, conn: ACT, from_getconn: bool) -> None:
+        _close_unfit(conn)
         idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
         if idle and not self._lock.locked() and not self._waiting and self._idle is None:
             await super()._putconn(conn, from_getconn)  # does not wait for anything
         else:
-            back = aside(self._put_back(conn, from_getconn), name=f"{self.name}-return")
+            back = aside(super()._putconn(conn, from_getconn), name=f"{self.name}-return")
             await asyncio.shield(back)
 
-    async def _put_back(self, conn: ACT, from_getconn: bool) -> None:
-        if isinstance(conn, Bounds):
-            with conn.returning():
-                await super()._putconn(conn, from_getconn)
-        else:
-            await super()._putconn(conn, from_getconn)
+    async def _return_connection(self, conn: ACT, from_getconn: bool) -> None:
+        with _returning(conn):
+            await super()._return_connection(conn, from_getconn)
 
     async def preclean(self, idle: Duration) -> int:
         """See `holdfast.ports.pool.Pool`."""
@@ -203,7 +207,7 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
     async def _add_to_pool(self, conn: ACT) -> None:
         await super()._add_to_pool(conn)
         if self._idle is not None and not self.closed:
-            _IDLE_SINCE[conn] = monotonic()
+            self._idle_since[conn] = monotonic()
             await self._sched.enter(self._idle, self._close_later)
 
     async def _close_later(self) -> None:
@@ -228,6 +232,9 @@ class ConnectionPool(psycopg_pool.ConnectionPool[CT]):
 
     def __init__(self, conninfo: Any = "", *, connection_class: Any = None, **kwargs: Any) -> None:
         kind = cast("Any", Connection if connection_class is None else connection_class)
+        self._idle_since: WeakKeyDictionary[Any, Instant] = WeakKeyDictionary()
+        if kwargs.get("reset") is not None:
+            kwargs["reset"] = _bounded_in_thread(kwargs["reset"])
         super().__init__(conninfo, connection_class=kind, **kwargs)
 
     def getconn(self, timeout: float | None = None) -> CT:
@@ -237,7 +244,7 @@ class ConnectionPool(psycopg_pool.ConnectionPool[CT]):
             InsufficientBudget, DeadlineExceeded: see the class.
         """
         bound = _Turn(f"pool {self.name}")
-        bound.admit()
+        bound.admit(getattr(self.connection_class, "refuse_below", 0.0))
         wish, left = self.timeout if timeout is None else timeout, bound.left
         try:
             return super().getconn(min(wish, left))
@@ -245,6 +252,14 @@ class ConnectionPool(psycopg_pool.ConnectionPool[CT]):
             if wish < left:
                 raise
             raise bound.over(_crowd(self)) from exc
+
+    def _putconn(self, conn: CT, from_getconn: bool) -> None:
+        _close_unfit(conn)
+        super()._putconn(conn, from_getconn)
+
+    def _return_connection(self, conn: CT, from_getconn: bool) -> None:
+        with _returning(conn):
+            super()._return_connection(conn, from_getconn)
 
     async def preclean(self, idle: Duration) -> int:
         """See `holdfast.ports.pool.Pool`."""
@@ -255,7 +270,7 @@ class ConnectionPool(psycopg_pool.ConnectionPool[CT]):
     def _add_to_pool(self, conn: CT) -> None:
         super()._add_to_pool(conn)
         if self._idle is not None and not self.closed:
-            _IDLE_SINCE[conn] = monotonic()
+            self._idle_since[conn] = monotonic()
             self._sched.enter(self._idle, self._close_later)
 
     def _close_later(self) -> None:
@@ -270,6 +285,35 @@ class ConnectionPool(psycopg_pool.ConnectionPool[CT]):
         return len(old)
 
 
+def _close_unfit(conn: Any) -> None:
+    """Close what comes back in the midst of a pipeline: its next user would wait for answers that
+    never come."""
+    if conn._pipeline is not None or conn.pgconn.pipeline_status != PipelineStatus.OFF:
+        conn.pgconn.finish()
+
+
+def _returning(conn: Any) -> AbstractContextManager[None]:
+    return conn.returning() if isinstance(conn, Bounds) else nullcontext()
+
+
+def _bounded(reset: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Workers of a pool run it, and would never come back from a server that does not answer."""
+
+    async def bounded(conn: Any) -> None:
+        async with timeout(RESET_WITHIN, name="reset"):
+            await reset(conn)
+
+    return bounded
+
+
+def _bounded_in_thread(reset: Callable[[Any], None]) -> Callable[[Any], None]:
+    def bounded(conn: Any) -> None:
+        with timeout(RESET_WITHIN, name="reset"):
+            reset(conn)
+
+    return bounded
+
+
 def _crowd(pool: Any) -> str:
     """How it is in a pool, for people."""
     stats = pool.get_stats()
@@ -279,7 +323,7 @@ def _crowd(pool: Any) -> str:
 
 def _taken(pool: Any, since: Instant) -> list[Any]:
     """Take out of a pool, whose lock is held, what was given back at `since` or before."""
-    old = [conn for conn in pool._pool if _IDLE_SINCE.get(conn, -NEVER) <= since]
+    old = [conn for conn in pool._pool if pool._idle_since.get(conn, -NEVER) <= since]
     for conn in old:
         pool._pool.remove(conn)
     pool._nconns -= len(old)
