@@ -442,7 +442,7 @@ async def test_a_native_cancellation_of_a_commit_is_of_unknown_outcome(postgres:
 
 
 @pytest.mark.real_time("uvloop")
-@pytest.mark.parametrize("commit", [by_hand, by_block, by_transaction, by_text])
+@pytest.mark.parametrize("commit", COMMITS)
 async def test_a_commit_that_is_answered_is_committed(postgres: Any, commit: Any) -> None:
     postgres.ask("CREATE TABLE IF NOT EXISTS kept (n int)")
     postgres.ask("TRUNCATE kept")
@@ -461,7 +461,8 @@ async def test_a_commit_that_is_answered_is_committed(postgres: Any, commit: Any
         with pytest.raises(DeadlineExceeded):
             await in_time()
         assert postgres.ask("SELECT count(*) FROM kept") == [(1,)]
-        assert connection.closed is (commit is by_block)
+        if commit is not by_pipeline:  # its end is cut, and so far away a cancel request is late
+            assert connection.closed is (commit is by_block)
         with suppress(errors.Error):
             await connection.close()
 

@@ -51,16 +51,19 @@ class AsyncTransaction(psycopg.AsyncTransaction):
             if exc_val is not None or self.force_rollback:
                 return await self._undone(exc_type, exc_val, exc_tb)
             if not self._outer_transaction:
-                return await conn.wait(self._exit_gen(None, None, None))
+                done: bool = await conn.wait(self._exit_gen(None, None, None))
+                return done
             try:
-                return await conn.settle(self._exit_gen(None, None, None))
+                done = await conn.settle(self._exit_gen(None, None, None))
+                return done
             except InsufficientBudget as exc:
                 await self._undone(type(exc), exc, None)
                 raise
 
     async def _undone(self, *failed: Any) -> bool:
         try:
-            return await self._conn.undo(self._exit_gen(*failed))
+            done: bool = await self._conn.undo(self._exit_gen(*failed))
+            return done
         except errors.OperationalError:
             if not self._conn.lost():
                 raise
@@ -94,16 +97,19 @@ class Transaction(psycopg.Transaction):
             if exc_val is not None or self.force_rollback:
                 return self._undone(exc_type, exc_val, exc_tb)
             if not self._outer_transaction:
-                return conn.wait(self._exit_gen(None, None, None))
+                done: bool = conn.wait(self._exit_gen(None, None, None))
+                return done
             try:
-                return conn.settle(self._exit_gen(None, None, None))
+                done = conn.settle(self._exit_gen(None, None, None))
+                return done
             except InsufficientBudget as exc:
                 self._undone(type(exc), exc, None)
                 raise
 
     def _undone(self, *failed: Any) -> bool:
         try:
-            return self._conn.undo(self._exit_gen(*failed))
+            done: bool = self._conn.undo(self._exit_gen(*failed))
+            return done
         except errors.OperationalError:
             if not self._conn.lost():
                 raise
