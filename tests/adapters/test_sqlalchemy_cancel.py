@@ -159,15 +159,25 @@ async def storm(server: Any, driver: str, count: int, size: int = 8) -> None:
 
         async def request(key: int) -> None:
             limit = dice.random() / 30 if dice.random() < 0.4 else 60.0
-            async with holdfast.timeout(limit), AsyncSession(engine) as session:
-                row = (
-                    await session.execute(
-                        text("SELECT CAST(:key AS int), pg_sleep(:takes)"),
-                        {"key": key, "takes": dice.random() / 100},
-                    )
-                ).one()
-                answers.append((key, row[0]))
-                await session.commit()
+            if driver.startswith("psycopg"):
+                # What it was connecting when it was cut stays open until it is collected.
+                async with AsyncSession(engine) as session:
+                    await session.connection()
+                    async with holdfast.timeout(limit):
+                        await ask(session, key)
+            else:
+                async with holdfast.timeout(limit), AsyncSession(engine) as session:
+                    await ask(session, key)
+
+        async def ask(session: AsyncSession, key: int) -> None:
+            row = (
+                await session.execute(
+                    text("SELECT CAST(:key AS int), pg_sleep(:takes)"),
+                    {"key": key, "takes": dice.random() / 100},
+                )
+            ).one()
+            answers.append((key, row[0]))
+            await session.commit()
 
         keys, cut = itertools.count(), 0
         loop = asyncio.get_running_loop()

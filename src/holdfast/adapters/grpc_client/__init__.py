@@ -86,10 +86,10 @@ def open_channel(
             the call has `wait_for_ready`.
         observer: is told of every call.
         interceptors: of your own, inside of ours.
-        options, compression: of the channel, see grpc.
-        keepalive: how soon a dead peer is seen. For peers that allow such pings: servers that were
-            not told so close the connection because of them. Without it a dead peer is seen by
-            the deadlines of the calls alone.
+        options: of the channel, see grpc.
+        compression: of the channel, see grpc.
+        keepalive: how soon a dead peer is seen; without it, by the deadlines of calls alone. For
+            peers that allow such pings: other servers close the connection because of them.
 
     Raises, from its calls:
         DeadlineExceeded: the deadline is spent; also an `AioRpcError` where the call itself raises.

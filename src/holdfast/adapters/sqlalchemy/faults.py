@@ -28,7 +28,8 @@ from holdfast.runtime.scope import ambient
 
 __all__ = ["Faults", "autocommits"]
 
-_USABLE: Final = frozenset({0, 2, 3})
+_IDLE: Final = 0
+_USABLE: Final = frozenset({_IDLE, 2, 3})
 """Of libpq's transaction status: idle, in a transaction, or in one that has failed."""
 _SLACK: Final[Duration] = 0.05
 """Seconds: what a server is told is what was left, a little earlier."""
@@ -47,11 +48,14 @@ class Faults:
         self._progress = progress
 
     def is_sound(self, driver: Any) -> bool:
-        """Whether a connection of the driver that comes back to a pool may stay there."""
+        """Whether a connection of the driver that comes back to a pool may stay there.
+
+        It was rolled back, or should have been: a rollback that was cut is not seen elsewhere.
+        """
         if self._driver == "asyncpg":
-            return not driver.is_closed()
+            return not driver.is_closed() and not driver.is_in_transaction()
         if self._driver == "psycopg":
-            return driver.pgconn.transaction_status in _USABLE
+            return bool(driver.pgconn.transaction_status == _IDLE)
         return True
 
     def handle(self, context: Any) -> ScopeEnded | None:
@@ -91,8 +95,10 @@ class Faults:
         return self._late(error, theirs, context, state)
 
     def _cut(self, context: Any, held: Any, state: State) -> None:
-        """A cancellation came in a statement."""
-        if self._survives(held, state) and not self._halves(context, None):
+        """A cancellation came in a statement; or in what begins or ends a transaction."""
+        # One that was rolled back not at all would come back to the pool with all that it did.
+        whole = self._progress is not None or bool(context.statement)
+        if whole and self._survives(held, state) and not self._halves(context, None):
             context.is_disconnect = False
         if not state.by_driver and context.statement:
             _begun(Statement(kind_of(context.statement).verb), state).interrupted()
