@@ -2,8 +2,8 @@
 
     python tools/tests.py [OPTIONS OF PYTEST]
 
-Hundreds of them start real processes, servers and sockets, eight at a time, on whatever machine there
-is: one in tens of thousands meets a moment that its author did not think of. A test that passes
+Hundreds of them start real processes, servers and sockets, eight at a time, on whatever machine
+there is: one in tens of thousands meets a moment that its author did not think of. A test that passes
 alone is named at the end, as something to mend, and does not hold up the rest. More than three that
 fail are no accident and are not run again.
 """
@@ -22,8 +22,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FAILED: Final = ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
 MOST: Final = 3
 PARALLEL: Final = ("-n", "8", "--dist", "loadfile")
-"""Eight, however few cores there are: most of the time a stop is waited for. Examples of one document
-share their names, so a file stays with one worker."""
+"""Eight, however few cores there are: most of the time a stop is waited for. Examples of one
+document share their names, so a file stays with one worker."""
 
 
 def main() -> int:
