@@ -3,9 +3,9 @@
     python tools/tests.py [OPTIONS OF PYTEST]
 
 Hundreds of them start real processes, servers and sockets, eight at a time, on whatever machine
-there is: one in tens of thousands meets a moment that its author did not think of. A test that passes
-alone is named at the end, as something to mend, and does not hold up the rest. More than three that
-fail are no accident and are not run again.
+there is: one in tens of thousands meets a moment that its author did not think of. A test that
+passes alone is named at the end, as something to mend, and does not hold up the rest. More than
+three that fail are no accident and are not run again.
 """
 
 from __future__ import annotations
