@@ -379,7 +379,7 @@ async def test_a_stream_in_a_thread_of_aio_is_answered_at_its_limit() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await asyncio.wait_for(sent.read(), ENDED)
         assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert carrier.in_flight == 1  # its thread
+        await until(lambda: carrier.in_flight == 1)  # its thread, when the answer has left
         shop.go.set()
         await until(lambda: carrier.in_flight == 0)
         assert shop.closed == ["Stuck"]
