@@ -34,7 +34,7 @@ test-all: test  ## run them on every supported Python of this host
 	done
 
 soak: env  ## 20,000 cancelled calls and 20,000 clients that leave; minutes
-	@$(BIN)/python -m pytest -q -m soak --timeout 600 $(ARGS)
+	@$(BIN)/python $(TESTS) -q -n 0 -m soak --timeout 600 $(ARGS)
 
 coverage: env  ## run the tests and report lines and branches that none of them reaches
 	@$(BIN)/coverage erase

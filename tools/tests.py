@@ -33,7 +33,7 @@ def main() -> int:
     if not 0 < len(again) <= MOST:
         return code
     print(f"\n{len(again)} failed among the others; once more, alone:", flush=True)
-    code, _ = run("-p", "no:cacheprovider", *again)
+    code, _ = run("-p", "no:cacheprovider", "-m", "", "--timeout", "600", *again)
     if code == 0:
         print("\nPassed only when run again, and to be mended:")
         print("\n".join(f"  {name}" for name in again))
