@@ -21,10 +21,9 @@ from holdfast.adapters.psycopg.bounds import GRACE, milliseconds
 from holdfast.adapters.psycopg.pools import AsyncConnectionPool, ConnectionPool
 from holdfast.domain.context import Carried
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
-from holdfast.runtime.ambient import timeout
 from holdfast.runtime.clock import monotonic
-from holdfast.runtime.tasks import tasks
-from holdfast.testing.laws import Call, CarrierLaws, Peer, Visit
+from holdfast.testing.laws import Call, Peer, Visit
+from tests.laws.kinds import StatementLaws
 
 MOST = 64
 FUNCTION = """
@@ -115,7 +114,7 @@ async def in_threads(server: Any, peer: Server, autocommit: bool) -> AsyncGenera
         yield call
 
 
-class OfStatements(CarrierLaws):
+class OfStatements(StatementLaws):
     unit = 0.5
     slack = GRACE + 0.15  # what a statement gets to end, on a machine that is busy
     opened: Any = staticmethod(on_loop)
@@ -136,29 +135,6 @@ class OfStatements(CarrierLaws):
         finally:
             beside.cancel()
             await asyncio.wait([beside])
-
-    # A statement calls nobody on, and a database knows nothing of requests: there are neither hops
-    # nor identities behind it.
-    test_the_deadline_only_shrinks_over_many_hops = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
-    test_identity_and_stage_are_unchanged = None  # type: ignore[assignment]
-
-    async def test_concurrent_calls_do_not_mix(self) -> None:
-        """Fifty at once, each with its own deadline; see above for identities."""
-        answers: dict[str, str] = {}
-
-        async def caller(n: int) -> None:
-            async with timeout(self.unit * (2 + n)):
-                answers[f"k{n}"] = await call(f"k{n}", self.unit * (n % 7) / 14)
-
-        async with self.crossing() as (peer, call):
-            async with tasks() as group:
-                for n in range(50):
-                    group.start(caller(n))
-            for n in range(50):
-                (visit,) = peer.visits[f"k{n}"]
-                assert visit.left <= self.unit * (2 + n), f"k{n} got the deadline of another"
-                assert answers[f"k{n}"] == f"k{n}", "an answer went to another caller"
 
 
 @pytest.mark.real_time("asyncio")
