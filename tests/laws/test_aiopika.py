@@ -17,7 +17,8 @@ import pytest
 from holdfast.adapters.aiopika import Consumer, publish
 from holdfast.runtime.ambient import timeout
 from holdfast.runtime.tasks import tasks
-from holdfast.testing.laws import Call, CarrierLaws, Handler
+from holdfast.testing.laws import Call, Handler
+from tests.laws.kinds import NotCancelled
 
 LEAST = 0.02
 
@@ -72,17 +73,11 @@ def _server(rabbitmq: Any) -> None:
 
 
 @pytest.mark.real_time
-class TestRabbitMQ(CarrierLaws):
+class TestRabbitMQ(NotCancelled):
     carrier = Rabbit
     unit = 0.8
     slack = 0.25
     least = LEAST
-
-    # A broker tells nobody: see the module.
-    test_an_explicit_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_from_above_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_native_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
 
     async def test_the_carrier_is_usable_after_many_cancellations(self) -> None:
         """What was sent when its caller was cancelled ends by its deadline, so each has one."""

@@ -20,7 +20,8 @@ import pytest
 from holdfast.adapters.grpc_client import open_sync_channel
 from holdfast.adapters.grpc_server import GrpcCarrier
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
-from holdfast.testing.laws import Call, CarrierLaws, Handler
+from holdfast.testing.laws import Call, Handler
+from tests.laws.kinds import NotCancelled
 from tests.laws.test_grpc import CAP, HOUR, LEAST, TOLD, trusting
 
 THREADS = 64
@@ -119,18 +120,13 @@ class ManyToMany:
 
 
 @pytest.mark.real_time
-class TestGrpcSync(CarrierLaws):
+class TestGrpcSync(NotCancelled):
     carrier = OneToOne
     unit = 1.0
     slack = 0.5
     least = LEAST
     cap = CAP
 
-    # A thread is not cancelled; what it waits for ends with its deadline, and here is none.
-    test_an_explicit_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_from_above_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_native_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
     test_the_carrier_is_usable_after_many_cancellations = None  # type: ignore[assignment]
 
 

@@ -22,8 +22,9 @@ from holdfast.domain.context import Carried
 from holdfast.domain.errors import DeadlineExceeded
 from holdfast.runtime.ambient import timeout
 from holdfast.runtime.tasks import tasks
-from holdfast.testing.laws import Call, CarrierLaws, Handler, Peer, Visit
+from holdfast.testing.laws import Call, Handler, Peer, Visit
 from tests.laws.far_process import begin, far_side
+from tests.laws.kinds import NotCancelled
 
 WORKERS = 8
 
@@ -91,16 +92,10 @@ class InProcesses:
 
 
 @pytest.mark.real_time
-class TestProcesses(CarrierLaws):
+class TestProcesses(NotCancelled):
     carrier = InProcesses
     unit = 1.0
     slack = 0.5
-
-    # Nobody can tell a process: see the module.
-    test_an_explicit_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_from_above_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_native_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
 
     async def test_the_carrier_is_usable_after_many_cancellations(self) -> None:
         """What ran already when its caller was cancelled runs to its end, so that is waited for."""

@@ -24,7 +24,8 @@ import uvicorn
 from holdfast.adapters.httpx import instrument as instrument_httpx
 from holdfast.adapters.requests import instrument as instrument_pools
 from holdfast.domain.errors import DeadlineExceeded, InsufficientBudget
-from holdfast.testing.laws import Call, CarrierLaws, Handler
+from holdfast.testing.laws import Call, Handler
+from tests.laws.kinds import NotCancelled
 from tests.laws.test_http import CAP, LEAST, application, trusting
 
 THREADS = 64
@@ -132,18 +133,13 @@ class Httpx2InThreads(InThreads):
 
 
 @pytest.mark.real_time
-class TestRequests(CarrierLaws):
+class TestRequests(NotCancelled):
     carrier = InThreads
     unit = 0.8
     slack = 0.25
     least = LEAST
     cap = CAP
 
-    # A thread is not cancelled; what it waits for ends with its deadline, and here is none.
-    test_an_explicit_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_from_above_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_native_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
     test_the_carrier_is_usable_after_many_cancellations = None  # type: ignore[assignment]
 
 

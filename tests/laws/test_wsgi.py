@@ -23,7 +23,8 @@ import holdfast
 from holdfast.adapters.httpx import AsyncHoldfastTransport
 from holdfast.adapters.wsgi import HoldfastMiddleware
 from holdfast.runtime.tasks import tasks
-from holdfast.testing.laws import Call, CarrierLaws, Handler
+from holdfast.testing.laws import Call, Handler
+from tests.laws.kinds import NotCancelled
 from tests.laws.test_http import CAP, LEAST
 
 
@@ -85,18 +86,12 @@ class InThreads:
 
 
 @pytest.mark.real_time
-class TestWsgi(CarrierLaws):
+class TestWsgi(NotCancelled):
     carrier = InThreads
     unit = 0.8
     slack = 0.25
     least = LEAST
     cap = CAP
-
-    # A thread is not cancelled; what it waits for ends with its deadline, and here is none.
-    test_an_explicit_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_from_above_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_native_cancellation_reaches_the_far_side = None  # type: ignore[assignment]
-    test_a_cancellation_reaches_over_many_hops = None  # type: ignore[assignment]
 
     async def test_the_carrier_is_usable_after_many_cancellations(self) -> None:
         """As everywhere, but for the far side: it goes on until its work or its limit is over."""
