@@ -58,6 +58,7 @@ class State:
     )
 
     def __init__(self, driver: Any) -> None:
+        # Of a connection that is a `holdfast.ports.statements.BoundsStatements`.
         self.by_driver: bool = getattr(driver, "bounds_statements", False)
         self.began: Instant = NEVER
         self.told: int | None = None
